@@ -1,0 +1,101 @@
+// The planner and the runs it makes: decide on the host, then move bytes without deciding.
+#ifndef KVERN_SERVER_PIPELINE_PLAN_H_
+#define KVERN_SERVER_PIPELINE_PLAN_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "server/pipeline/resolve.h"
+#include "server/pipeline/sequence_input.h"
+
+namespace kvern::pipeline {
+
+struct StageMicros {
+  int64_t plan = 0;
+  int64_t score = 0;
+  int64_t select = 0;
+  int64_t encode = 0;
+  int64_t move = 0;
+};
+
+// Counts before scores: budgets depend on geometry, calibration and bytes only.
+struct CountPlan {
+  std::vector<int32_t> counts;         // [layers, kv_heads] tokens to keep
+  std::vector<int32_t> recent;         // [layers, kv_heads] recent tokens protected
+  bool budget_grew = false;
+  std::vector<std::string> warnings;
+  bool EverythingStays(const SequenceInput& input) const;  // the identity
+};
+
+// What is kept and why.
+struct KeepPlan {
+  CountPlan counts;
+  KeepList keep;
+  std::vector<float> scores;  // [layers, kv_heads, tokens], protected = NaN; empty: none computed
+  ShapeClass shape_class = ShapeClass::kS0;
+  int64_t nan_scores = 0;
+  int64_t max_kept = 0;
+  std::vector<int32_t> kept_positions;  // [layers, kv_heads, max_kept], -1 fills
+  StageMicros micros;
+};
+
+// Bytes of k + v as they are.
+int64_t BytesBefore(const SequenceInput& input);
+// Bytes after, metadata counted (quantization.md 4.1), for given counts.
+int64_t PackedBytes(const SequenceInput& input, const ResolvedPolicy& policy,
+                    const std::vector<int32_t>& counts);
+
+// Errors: FailedPrecondition/BUDGET_BELOW_PROTECTED (byte budgets; on_conflict FAIL), and of stages.
+absl::StatusOr<CountPlan> PlanCounts(const SequenceInput& input, const ResolvedPolicy& policy);
+// Runs scorers and selector on the backend.
+absl::StatusOr<KeepPlan> PlanKeep(Backend& backend, const SequenceInput& input,
+                                  const ResolvedPolicy& policy);
+
+// A packed sequence: the bytes of ruling 13.
+struct PackedKv {
+  std::vector<std::byte> blocks;
+  std::vector<PackedRow> table;
+  std::vector<Float16> mean_key;  // [layers, kv_heads, head_dim]; empty without rm
+  DType dtype = DType::kBF16;
+  EncodeCounts k_counts;
+  EncodeCounts v_counts;
+  int64_t Bytes() const {
+    return static_cast<int64_t>(blocks.size() + table.size() * sizeof(PackedRow) +
+                                mean_key.size() * sizeof(Float16));
+  }
+};
+// Table and offsets for given counts: K before V, layers, heads, slots ascending.
+std::vector<PackedRow> PlanPackedTable(const SequenceInput& input, const ResolvedPolicy& policy,
+                                       const std::vector<int32_t>& counts, int64_t* total_bytes);
+// `frozen_mean` (same form as mean_key) is used instead of a new mean when not empty (ruling 12).
+absl::StatusOr<PackedKv> Pack(Backend& backend, const SequenceInput& input,
+                              const ResolvedPolicy& policy, const KeepPlan& plan,
+                              std::span<const Float16> frozen_mean);
+
+// Writes packed K and V into dense or paged views [layers]; positions are those of the packed slots
+// [layers, kv_heads, max_kept] (-1 beyond a row's count). Validates the table against the sizes
+// first: it may come from a file. Errors: InvalidArgument.
+struct UnpackTarget {
+  std::vector<KvRef> keys;
+  std::vector<KvRef> values;
+};
+absl::Status Unpack(Backend& backend, const ModelSpec& model, const PackedKv& packed,
+                    const std::vector<int32_t>& positions, const UnpackTarget& target);
+
+// Moves kept K and V into `keys`/`values` (one view per layer): dense return, fresh blocks or in
+// place; re-rotates keys when the policy renumbers. `first_slot` tokens are already in place.
+struct MoveTarget {
+  std::vector<KvRef> keys;
+  std::vector<KvRef> values;
+  int64_t first_slot = 0;
+  bool in_place = false;
+};
+absl::Status Move(Backend& backend, const SequenceInput& input, const ResolvedPolicy& policy,
+                  const KeepPlan& plan, const MoveTarget& target);
+
+}  // namespace kvern::pipeline
+
+#endif  // KVERN_SERVER_PIPELINE_PLAN_H_
