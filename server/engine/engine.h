@@ -1,0 +1,71 @@
+// The engine: who may run when. Admits calls, leases memory, has the pipeline plan and execute,
+// publishes, remembers. Knows no maths and no wire.
+#ifndef KVERN_SERVER_ENGINE_ENGINE_H_
+#define KVERN_SERVER_ENGINE_ENGINE_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "server/engine/compress_job.h"
+#include "server/engine/engine_events.h"
+#include "server/engine/model_registry.h"
+#include "server/memory/limits.h"
+#include "server/memory/pool.h"
+#include "server/memory/store.h"
+
+namespace kvern::engine {
+
+struct EngineOptions {
+  Limits limits;
+  std::unique_ptr<Backend> backend;
+  EngineEvents* events = nullptr;  // not owned, may be null
+};
+
+// Thread-safe. One worker thread drives the backend (which spreads ops over its own threads).
+class Engine {
+ public:
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(EngineOptions options);
+  ~Engine();
+
+  using Done = std::function<void(absl::StatusOr<CompressResult>)>;
+  // Admits the job and returns; `done` runs exactly once, on a worker thread or, for refusals and
+  // replays, on the caller's. Whole-call errors: Unavailable (draining); ResourceExhausted (queue);
+  // DeadlineExceeded / Cancelled before anything moved; InvalidArgument (request_id reused);
+  // NotFound/MODEL_UNKNOWN. Faults of one sequence are in its result.
+  void Compress(CompressJob job, Done done);
+  absl::StatusOr<CompressResult> CompressAndWait(CompressJob job);
+
+  // Forgets epochs and positions of paged sequences; lets stored ones be evicted.
+  int64_t Release(const std::vector<std::string>& sequence_ids);
+
+  ModelRegistry& Models();
+  memory::PoolTable& Pools();
+  memory::AttachmentTable& Attachments();
+  memory::Store& Store();
+  const Limits& GetLimits() const;
+  absl::string_view BackendName() const;
+  absl::string_view InstructionSet() const;
+  EngineGauges Gauges() const;
+
+  // Decodes a packed stored sequence into dense K and V [layers, kv_heads, num_tokens, head_dim] on
+  // the worker. Errors: as Compress.
+  absl::Status DecodeStored(const memory::StoredSequence& sequence, absl::Time deadline,
+                            std::vector<std::byte>* k, std::vector<std::byte>* v);
+
+  // Refuses new calls from now on; returns when the admitted ones ended or the time is up.
+  // True when all ended.
+  bool Drain(absl::Duration patience);
+
+ private:
+  struct Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace kvern::engine
+
+#endif  // KVERN_SERVER_ENGINE_ENGINE_H_
