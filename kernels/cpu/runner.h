@@ -8,6 +8,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/scratch.h"
 
 namespace kvern::cpu {
 
@@ -20,6 +21,8 @@ class Runner {
   Runner& operator=(const Runner&) = delete;
 
   int Threads() const;
+  // Working memory of one worker, kept between calls; inside ForEach only that worker touches it.
+  Scratch& ScratchOf(int worker);
   void Bind(const StopCheck* stop) { stop_ = stop; }
   // Ok while the bound check is (or none is bound). Ops ask between tiles.
   absl::Status Check() const { return stop_ == nullptr ? absl::OkStatus() : stop_->Check(); }
