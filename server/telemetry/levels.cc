@@ -1,0 +1,102 @@
+// One pass over the engine's gauges and /proc per scrape; nothing is kept between scrapes.
+#include "server/telemetry/levels.h"
+
+#include <string>
+#include <utility>
+
+#include "server/telemetry/labels.h"
+#include "server/telemetry/process_stats.h"
+
+namespace kvern::telemetry {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+
+MetricFamily Family(const char* name, const char* help, MetricType type) {
+  MetricFamily family;
+  family.name = name;
+  family.help = help;
+  family.type = type;
+  return family;
+}
+
+void Add(double value, std::vector<ClientMetric::Label> labels, MetricFamily* family) {
+  ClientMetric metric;
+  metric.label = std::move(labels);
+  if (family->type == MetricType::Counter) {
+    metric.counter.value = value;
+  } else {
+    metric.gauge.value = value;
+  }
+  family->metric.push_back(std::move(metric));
+}
+
+MetricFamily Gauge(const char* name, const char* help, double value) {
+  MetricFamily family = Family(name, help, MetricType::Gauge);
+  Add(value, {}, &family);
+  return family;
+}
+
+void AddProcess(std::vector<MetricFamily>* families) {
+  const ProcessStats stats = ReadProcessStats();
+  MetricFamily cpu = Family("process_cpu_seconds_total", "User and system time of the process.",
+                            MetricType::Counter);
+  Add(stats.cpu_seconds, {}, &cpu);
+  families->push_back(std::move(cpu));
+  families->push_back(
+      Gauge("process_resident_memory_bytes", "Resident memory.", stats.resident_bytes));
+  families->push_back(
+      Gauge("process_virtual_memory_bytes", "Virtual memory.", stats.virtual_bytes));
+  families->push_back(Gauge("process_start_time_seconds", "Start of the process, Unix time.",
+                            stats.start_time_seconds));
+  families->push_back(Gauge("process_open_fds", "Open file descriptors.", stats.open_fds));
+  families->push_back(
+      Gauge("process_max_fds", "Most file descriptors the process may open.", stats.max_fds));
+}
+
+}  // namespace
+
+std::vector<MetricFamily> Levels::Collect() const {
+  const engine::EngineGauges now = options_.sample();
+  std::vector<MetricFamily> families;
+  MetricFamily build =
+      Family("kvern_build_info", "Always 1; the labels say which build runs.", MetricType::Gauge);
+  Add(1, {{"version", options_.version}, {"commit", options_.commit}}, &build);
+  families.push_back(std::move(build));
+  families.push_back(Gauge("kvern_queue_depth", "Calls waiting for the worker.", now.queue_depth));
+  families.push_back(Gauge("kvern_queue_oldest_seconds", "Age of the oldest waiting call.",
+                           now.queue_oldest_seconds));
+  families.push_back(
+      Gauge("kvern_queued_bytes", "Payload bytes of waiting calls.", now.queued_bytes));
+  MetricFamily pools = Family("kvern_pools", "Registered pools.", MetricType::Gauge);
+  MetricFamily mapped =
+      Family("kvern_pool_mapped_bytes", "Frontend memory mapped for pools.", MetricType::Gauge);
+  const std::vector<std::string> engines = EngineLabels();
+  for (size_t i = 0; i < engines.size(); ++i) {
+    Add(now.pools[i], {{"engine", engines[i]}, {"kind", "memfd"}}, &pools);
+    Add(now.pool_mapped_bytes[i], {{"engine", engines[i]}, {"kind", "memfd"}}, &mapped);
+  }
+  families.push_back(std::move(pools));
+  families.push_back(std::move(mapped));
+  families.push_back(
+      Gauge("kvern_store_sequences", "Sequences in the store.", now.store_sequences));
+  families.push_back(Gauge("kvern_store_bytes", "Store memory in use.", now.store_used_bytes));
+  families.push_back(
+      Gauge("kvern_store_capacity_bytes", "Store memory in all.", now.store_capacity_bytes));
+  families.push_back(
+      Gauge("kvern_attachments", "Memory objects held for broker connections.", now.attachments));
+  families.push_back(Gauge("kvern_remembered_sequences",
+                           "Paged sequences whose epoch is remembered.", now.remembered_sequences));
+  MetricFamily limits =
+      Family("kvern_limit", "Limits in force, in the unit their name says.", MetricType::Gauge);
+  for (const LimitField& field : LimitFields()) {
+    Add(static_cast<double>(options_.limits.*field.field), {{"limit", field.flag}}, &limits);
+  }
+  families.push_back(std::move(limits));
+  AddProcess(&families);
+  return families;
+}
+
+}  // namespace kvern::telemetry
