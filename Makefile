@@ -1,0 +1,64 @@
+# make demo   build, start a server, compress a real cache, show what happened
+# make test   build and run every test
+# make help   the rest
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+JOBS ?= $(shell nproc)
+LINT ?= on
+FUZZ_SECONDS ?= 20
+
+.PHONY: help
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: deps
+deps: ## install the Debian packages that are missing
+	@deploy/install-packages.sh
+
+build/%/build.ninja: CMakeLists.txt CMakePresets.json
+	@cmake --preset $* -DKVERN_LINT=$(if $(filter cpu,$*),$(LINT),OFF) >build-$*.log 2>&1 || { cat build-$*.log; rm -f build-$*.log; exit 1; }
+	@rm -f build-$*.log
+
+.PHONY: build
+build: deps ## build the product: build/cpu/kvernd and build/cpu/kvern
+	@$(MAKE) --no-print-directory build/cpu/build.ninja
+	@cmake --build --preset cpu -j $(JOBS)
+
+.PHONY: demo
+demo: deps ## a real server compresses a real cache
+	@$(MAKE) --no-print-directory build/cpu/build.ninja
+	@cmake --build --preset cpu -j $(JOBS) --target kvernd kvern
+	@deploy/demo.sh build/cpu
+
+.PHONY: test
+test: build ## every test: sanitizers, fuzz targets, then the product's own
+	@$(MAKE) --no-print-directory build/asan/build.ninja build/tsan/build.ninja
+	@cmake --build --preset asan -j $(JOBS)
+	@cmake --build --preset tsan -j $(JOBS) --target $(TSAN_TARGETS)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) ctest --preset asan -j $(JOBS)
+	@ctest --preset tsan -j $(JOBS)
+	@ctest --preset cpu -j $(JOBS)
+
+.PHONY: check
+check: build ## the product's tests alone, without sanitizers and fuzzing
+	@ctest --preset cpu -j $(JOBS)
+
+.PHONY: fuzz
+fuzz: build ## fuzz every target for SECONDS each (default 600) and add what was found to the ledger
+	@$(MAKE) --no-print-directory build/asan/build.ninja
+	@cmake --build --preset asan -j $(JOBS)
+	@tests/fuzz/ledger.sh build/asan $(or $(SECONDS_EACH),600)
+
+.PHONY: lint
+lint: deps ## layers, protos and formatting
+	@tests/lint/layers.py
+	@tests/lint/proto.sh
+	@tests/lint/format.sh
+
+.PHONY: format
+format: ## apply .clang-format
+	@git ls-files '*.h' '*.cc' | xargs clang-format-14 -i
+
+.PHONY: clean
+clean: ## remove build folders
+	@rm -rf build
