@@ -1,0 +1,35 @@
+// The numbers behind kernels/base/math.h: vector code reads the same ones.
+#ifndef KVERN_KERNELS_BASE_ELEMENTARY_H_
+#define KVERN_KERNELS_BASE_ELEMENTARY_H_
+
+#include <cstdint>
+
+namespace kvern::elementary {
+
+// Adding 1.5 * 2^52 rounds to an integer and leaves it in the low bits of the sum.
+inline constexpr double kRounder = 6755399441055744.0;
+inline constexpr int64_t kRounderBits = 0x4338000000000000;
+
+inline constexpr double kExpLow = -708.0;  // below: 0
+inline constexpr double kExpHigh = 709.0;  // above: infinity
+inline constexpr double kLog2E = 0x1.71547652b82fep+0;
+// ln 2 in two pieces; n * kLn2High is exact for |n| < 2^20.
+inline constexpr double kLn2High = 0x1.62e42feep-1;
+inline constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
+// e^r = sum r^k / k! for |r| <= ln 2 / 2, highest power first.
+inline constexpr double kExpSeries[] = {
+    1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0,
+    1.0 / 40320.0,      1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,
+    1.0 / 6.0,          1.0 / 2.0,         1.0,              1.0};
+
+inline constexpr double kSmallestNormal = 0x1p-1022;
+inline constexpr int64_t kSqrtHalfBits = 0x3FE6A09E667F3BCD;
+// Keeps the shifted exponent above 0 where only a logical shift is cheap.
+inline constexpr int64_t kExponentBias = int64_t{1024} << 52;
+// 2 artanh(s) = 2 s + s * sum 2 z^k / (2k + 1), z = s^2 <= 0.0295, highest power first.
+inline constexpr double kLogSeries[] = {2.0 / 21.0, 2.0 / 19.0, 2.0 / 17.0, 2.0 / 15.0, 2.0 / 13.0,
+                                        2.0 / 11.0, 2.0 / 9.0,  2.0 / 7.0,  2.0 / 5.0,  2.0 / 3.0};
+
+}  // namespace kvern::elementary
+
+#endif  // KVERN_KERNELS_BASE_ELEMENTARY_H_
