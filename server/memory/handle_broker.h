@@ -4,6 +4,7 @@
 // Wire format, one packet each way (little-endian):
 //   client: "KVA1" and one memfd by SCM_RIGHTS
 //   server: "KVA1", u32 status (0 ok, else an absl code), 16-byte attachment id (zero on error)
+// A refused memfd leaves the connection open; a packet of another form ends it, after an answer.
 // The open connection is the liveness of everything attached through it.
 #ifndef KVERN_SERVER_MEMORY_HANDLE_BROKER_H_
 #define KVERN_SERVER_MEMORY_HANDLE_BROKER_H_

@@ -57,7 +57,8 @@ class StoredSequence {
 // Thread-safe.
 class Store {
  public:
-  // Maps `capacity_bytes` of anonymous memory (lazily touched). Errors: ResourceExhausted.
+  // Maps `capacity_bytes` of anonymous memory (lazily touched). Errors: ResourceExhausted;
+  // InvalidArgument below one page or above 2^32 - 1 pages.
   static absl::StatusOr<std::unique_ptr<Store>> Create(int64_t capacity_bytes,
                                                        int64_t max_sequences);
   virtual ~Store() = default;
@@ -67,9 +68,10 @@ class Store {
   virtual absl::StatusOr<std::shared_ptr<StoredSequence>> AllocateDense(StoredInfo info) = 0;
   virtual absl::StatusOr<std::shared_ptr<StoredSequence>> AllocatePacked(StoredInfo info,
                                                                          int64_t block_bytes) = 0;
-  // Publishes it under its id. With `replace_epoch`, atomically replaces the sequence of that id if
-  // its epoch still is that one. Errors: AlreadyExists; Aborted/EPOCH_MISMATCH; ResourceExhausted
-  // above max_sequences.
+  // Publishes it under its id. kReplace atomically replaces the sequence of that id if its epoch still
+  // is `replace_epoch`. Above max_sequences the least recently used released one goes. Errors:
+  // AlreadyExists; NotFound/SEQUENCE_UNKNOWN (kReplace); Aborted/EPOCH_MISMATCH; ResourceExhausted
+  // above max_sequences with none released.
   enum class Commit : uint8_t { kNew, kReplace };
   virtual absl::Status Publish(std::shared_ptr<StoredSequence> sequence, Commit commit,
                                uint64_t replace_epoch) = 0;
