@@ -1,0 +1,53 @@
+// An f32 phase is off by hundredths at a position of a million: phases are f64, entries f32.
+#include "server/pipeline/rotation.h"
+
+#include <algorithm>
+
+#include "absl/container/flat_hash_map.h"
+#include "kernels/base/math.h"
+
+namespace kvern::pipeline {
+namespace {
+
+void AppendRow(const RopeSpec& rope, int32_t position, RotationTable* table) {
+  for (const float frequency : rope.inv_freq) {
+    double sine, cosine;
+    SinCos(static_cast<double>(position) * frequency, &sine, &cosine);
+    table->cosine.push_back(static_cast<float>(cosine));
+    table->sine.push_back(static_cast<float>(sine));
+  }
+}
+
+}  // namespace
+
+RotationTable BuildRotation(const RopeSpec& rope, const SlotPositions& slots) {
+  RotationTable table;
+  table.layout = rope.layout;
+  table.bands = rope.Bands();
+  table.layer_stride = slots.kv_heads * slots.tokens;
+  table.head_stride = slots.kv_heads == 0 ? 0 : slots.tokens;
+  table.row_of_slot.reserve(slots.positions.size());
+  absl::flat_hash_map<int32_t, int32_t> row_of_position;
+  for (const int32_t slot_position : slots.positions) {
+    const int32_t position = std::max(slot_position, 0);
+    const auto [found, is_new] =
+        row_of_position.try_emplace(position, static_cast<int32_t>(row_of_position.size()));
+    if (is_new) AppendRow(rope, position, &table);
+    table.row_of_slot.push_back(found->second);
+  }
+  return table;
+}
+
+RotationTable BuildRotation(const SequenceInput& sequence) {
+  return BuildRotation(sequence.model->rope,
+                       {.positions = sequence.positions,
+                        .kv_heads = sequence.per_head_positions ? sequence.KvHeads() : 0,
+                        .tokens = sequence.Tokens()});
+}
+
+bool RopeKnown(const SequenceInput& sequence) {
+  return sequence.model->rope.Bands() > 0 &&
+         (sequence.Tokens() == 0 || !sequence.positions.empty());
+}
+
+}  // namespace kvern::pipeline

@@ -1,0 +1,37 @@
+// Rotation tables of a sequence's positions.
+#ifndef KVERN_SERVER_PIPELINE_ROTATION_H_
+#define KVERN_SERVER_PIPELINE_ROTATION_H_
+
+#include <cstdint>
+#include <span>
+
+#include "kernels/base/rotation.h"
+#include "server/pipeline/model.h"
+#include "server/pipeline/sequence_input.h"
+
+namespace kvern::pipeline {
+
+// One row of slots [tokens], shared by all layers and heads, or one per (layer, kv_head).
+struct SlotPositions {
+  std::span<const int32_t> positions;  // [tokens] or [layers, kv_heads, tokens]
+  int64_t kv_heads = 0;                // 0: one row shared by all
+  int64_t tokens = 0;
+};
+
+// cos and sin of position * inv_freq: f64 phases, rounded once to f32; slots at the same position
+// share a row. Negative positions mark slots that hold nothing and get the row of position 0.
+//
+// The table is a pure rotation. A cached key is sigma * R k (sigma = attention_scaling), so turning
+// it back gives sigma * k: the cosine of KeyDiff does not see sigma, a mean key subtracted from and
+// added to such keys carries it on both sides, and a re-rotated key must keep it.
+RotationTable BuildRotation(const RopeSpec& rope, const SlotPositions& slots);
+
+// Of the positions that the sequence's slots hold.
+RotationTable BuildRotation(const SequenceInput& sequence);
+
+// Whether tables can be built: inverse frequencies and positions are there.
+bool RopeKnown(const SequenceInput& sequence);
+
+}  // namespace kvern::pipeline
+
+#endif  // KVERN_SERVER_PIPELINE_ROTATION_H_
