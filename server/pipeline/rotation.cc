@@ -2,6 +2,8 @@
 #include "server/pipeline/rotation.h"
 
 #include <algorithm>
+#include <numeric>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "kernels/base/math.h"
@@ -43,6 +45,12 @@ RotationTable BuildRotation(const SequenceInput& sequence) {
                        {.positions = sequence.positions,
                         .kv_heads = sequence.per_head_positions ? sequence.KvHeads() : 0,
                         .tokens = sequence.Tokens()});
+}
+
+RotationTable BuildConsecutiveRotation(const RopeSpec& rope, int64_t tokens) {
+  std::vector<int32_t> positions(tokens);
+  std::iota(positions.begin(), positions.end(), 0);
+  return BuildRotation(rope, {.positions = positions, .kv_heads = 0, .tokens = tokens});
 }
 
 bool RopeKnown(const SequenceInput& sequence) {

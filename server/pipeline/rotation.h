@@ -29,6 +29,9 @@ RotationTable BuildRotation(const RopeSpec& rope, const SlotPositions& slots);
 // Of the positions that the sequence's slots hold.
 RotationTable BuildRotation(const SequenceInput& sequence);
 
+// Of slots renumbered to 0..tokens-1.
+RotationTable BuildConsecutiveRotation(const RopeSpec& rope, int64_t tokens);
+
 // Whether tables can be built: inverse frequencies and positions are there.
 bool RopeKnown(const SequenceInput& sequence);
 

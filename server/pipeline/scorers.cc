@@ -61,7 +61,8 @@ constexpr ScorerEntry kScorers[] = {
     {{"snapkv", "Attention of the last queries, pooled (SnapKV, arXiv 2404.14469).", kSnapKvParams,
       kNeedsQueryWindow},
      &MakeSnapKvScorer},
-    {{"expected_attention", "Attention that Gaussian future queries would pay (Expected Attention, "
+    {{"expected_attention",
+      "Attention that Gaussian future queries would pay (Expected Attention, "
       "arXiv 2510.00636).",
       kExpectedAttentionParams, kNeedsMoments | kNeedsRope | kNeedsValues},
      &MakeExpectedAttentionScorer},
@@ -69,7 +70,8 @@ constexpr ScorerEntry kScorers[] = {
      &MakeKeyDiffScorer},
     {{"key_norm", "Keys of small norm (L2 norm eviction, arXiv 2406.11430).", {}},
      &MakeKeyNormScorer},
-    {{"attention_mass", "Attention that the frontend saw each token receive (H2O, arXiv 2306.14048).",
+    {{"attention_mass",
+      "Attention that the frontend saw each token receive (H2O, arXiv 2306.14048).",
       kAttentionMassParams, kNeedsAttentionMass},
      &MakeAttentionMassScorer},
     {{"external", "Scores that the caller computed.", {}, kNeedsExternalScores},
@@ -92,8 +94,8 @@ absl::StatusOr<std::unique_ptr<Scorer>> MakeScorer(const StageSpec& spec) {
     }
     known.push_back(entry.info.name);
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("scorer: got ", Quoted(spec.name), ", want one of ", absl::StrJoin(known, ", ")));
+  return absl::InvalidArgumentError(absl::StrCat("scorer: got ", Quoted(spec.name),
+                                                 ", want one of ", absl::StrJoin(known, ", ")));
 }
 
 }  // namespace kvern::pipeline

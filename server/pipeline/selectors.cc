@@ -37,12 +37,16 @@ constexpr ParamSpec kDiverseParams[] = {
 
 constexpr SelectorEntry kSelectors[] = {
     {{"topk", "The highest scores.", kTopKParams, kNeedsNothing, kAnyClass}, &MakeTopKSelector},
-    {{"diverse", "The highest scores less the likeness of values to earlier picks (alpha, arXiv "
+    {{"diverse",
+      "The highest scores less the likeness of values to earlier picks (alpha, arXiv "
       "2605.14292).",
       kDiverseParams, kNeedsValues, kAnyClass},
      &MakeDiverseSelector},
-    {{"sink_recent", "The first and the last tokens (StreamingLLM, arXiv 2309.17453).", {},
-      kNeedsNothing, kAllButPerLayerSets},
+    {{"sink_recent",
+      "The first and the last tokens (StreamingLLM, arXiv 2309.17453).",
+      {},
+      kNeedsNothing,
+      kAllButPerLayerSets},
      &MakeSinkRecentSelector},
 };
 

@@ -10,7 +10,8 @@ class KeyDiffScorer final : public Scorer {
 
   uint16_t Inputs() const override { return unrotate_ ? kNeedsRope : kNeedsNothing; }
   absl::Status Score(Backend& backend, const ScoreInput& input, ScoreView scores) const override {
-    // The cosine is blind to the attention scaling that cached keys carry, so a pure rotation will do.
+    // The cosine is blind to the attention scaling that cached keys carry, so a pure rotation will
+    // do.
     return backend.KeyDiff({.keys = input.sequence->keys,
                             .unrotate = unrotate_ ? input.rotation : nullptr,
                             .alive = input.alive},

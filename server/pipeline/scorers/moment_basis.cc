@@ -84,8 +84,8 @@ absl::Status CheckMoments(const QueryMoments& moments, const SequenceInput& sequ
   }
   for (const int32_t layer : sequence.layer_indices) {
     if (layer >= moments.num_layers) {
-      return absl::InvalidArgumentError(absl::StrCat("query_moments: got ", moments.num_layers,
-                                                     " layers, want layer ", layer));
+      return absl::InvalidArgumentError(
+          absl::StrCat("query_moments: got ", moments.num_layers, " layers, want layer ", layer));
     }
   }
   return absl::OkStatus();
@@ -132,14 +132,16 @@ absl::Status FillRow(const QueryMoments& moments, const BandMap& map, int64_t so
   map.ApplyToBothSides(covariance.data(), n);
   if (!std::all_of(mean, mean + n, [](double x) { return std::isfinite(x); }) ||
       !covariance.allFinite()) {
-    return absl::InvalidArgumentError(absl::StrCat("query_moments: got a value that is not finite in row ",
-                                                   source, " (layer * q_heads + q_head), want none"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("query_moments: got a value that is not finite in row ", source,
+                     " (layer * q_heads + q_head), want none"));
   }
   if (basis->full) {
     std::copy_n(covariance.data(), n * n, basis->factors.data() + row * n * n);
   } else if (!LowRank::Split(covariance, map, row, basis)) {
-    return absl::InvalidArgumentError(absl::StrCat("query_moments: got a covariance without eigenvalues in row ",
-                                                   source, ", want a symmetric matrix"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("query_moments: got a covariance without eigenvalues in row ", source,
+                     ", want a symmetric matrix"));
   }
   return absl::OkStatus();
 }
@@ -159,10 +161,9 @@ absl::StatusOr<MomentBasis> Build(const SequenceInput& sequence, const MomentOpt
   }
   const BandMap map = MeanRotation(model.rope, options.future);
   for (int64_t row = 0; row < basis.rows; ++row) {
-    const int64_t source = int64_t{sequence.layer_indices[row / model.q_heads]} * model.q_heads +
-                           row % model.q_heads;
-    KVERN_RETURN_IF_ERROR(
-        FillRow(*sequence.calibrations->moments, map, source, row, &basis));
+    const int64_t source =
+        int64_t{sequence.layer_indices[row / model.q_heads]} * model.q_heads + row % model.q_heads;
+    KVERN_RETURN_IF_ERROR(FillRow(*sequence.calibrations->moments, map, source, row, &basis));
   }
   return basis;
 }

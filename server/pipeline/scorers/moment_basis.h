@@ -24,7 +24,7 @@ struct MomentOptions {
 struct MomentBasis {
   int64_t rows = 0;  // layers * q_heads
   int64_t head_dim = 0;
-  int64_t rank = 0;             // rows of `factors` per head; head_dim when full
+  int64_t rank = 0;  // rows of `factors` per head; head_dim when full
   bool full = false;
   std::vector<double> mean;     // [rows, head_dim]
   std::vector<double> factors;  // [rows, rank, head_dim]: sqrt(eigenvalue) * eigenvector, or the

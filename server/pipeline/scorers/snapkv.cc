@@ -51,8 +51,8 @@ class SnapKvScorer final : public Scorer {
 
 absl::StatusOr<std::unique_ptr<Scorer>> MakeSnapKvScorer(const StageParams& params) {
   if (params.Int("pool_width") % 2 == 0) {
-    return absl::InvalidArgumentError(absl::StrCat("snapkv: pool_width got ",
-                                                   params.Int("pool_width"), ", want an odd number"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("snapkv: pool_width got ", params.Int("pool_width"), ", want an odd number"));
   }
   return std::make_unique<SnapKvScorer>(params);
 }

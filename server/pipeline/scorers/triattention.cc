@@ -26,14 +26,14 @@ struct TurnedCentres {
 absl::Status CheckCentres(const QueryCentres& centres, const SequenceInput& sequence) {
   const ModelSpec& model = *sequence.model;
   if (centres.q_heads != model.q_heads || centres.bands != model.rope.Bands()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("calibration: got ", centres.q_heads, " q_heads and ", centres.bands,
-                     " bands, want ", model.q_heads, " and ", model.rope.Bands()));
+    return absl::InvalidArgumentError(absl::StrCat("calibration: got ", centres.q_heads,
+                                                   " q_heads and ", centres.bands, " bands, want ",
+                                                   model.q_heads, " and ", model.rope.Bands()));
   }
   for (const int32_t layer : sequence.layer_indices) {
     if (layer >= centres.num_layers) {
-      return absl::InvalidArgumentError(absl::StrCat("calibration: got ", centres.num_layers,
-                                                     " layers, want layer ", layer));
+      return absl::InvalidArgumentError(
+          absl::StrCat("calibration: got ", centres.num_layers, " layers, want layer ", layer));
     }
   }
   return absl::OkStatus();
@@ -100,8 +100,8 @@ class TriAttentionScorer final : public Scorer {
     const int64_t bands = rope.Bands(), q_heads = centres.q_heads;
     const int64_t columns = static_cast<int64_t>(Columns());
     const std::vector<std::complex<double>> phases = Phases(rope, sequence.logical_tokens);
-    // A cached key carries the attention scaling once already: scores come out times sigma, the same
-    // for every token.
+    // A cached key carries the attention scaling once already: scores come out times sigma, the
+    // same for every token.
     const double scale = rope.attention_scaling * rope.attention_scaling;
     const bool half = rope.layout == RopeLayout::kHalf;
 
@@ -114,8 +114,8 @@ class TriAttentionScorer final : public Scorer {
       for (int64_t band = 0; band < bands; ++band) {
         const std::complex<double> centre(centres.mean_re[source + band],
                                           centres.mean_im[source + band]);
-        turned.w[row * bands + band] =
-            static_cast<float>(scale * (centres.abs_mean[source + band] - std::sqrt(std::norm(centre))));
+        turned.w[row * bands + band] = static_cast<float>(
+            scale * (centres.abs_mean[source + band] - std::sqrt(std::norm(centre))));
         const int64_t real = half ? band : 2 * band, imaginary = half ? band + bands : 2 * band + 1;
         for (int64_t column = 0; column < columns; ++column) {
           const std::complex<double> u = scale * centre * phases[column * bands + band];

@@ -79,7 +79,8 @@ absl::Status ShareScores(Backend& backend, const Sharing& sharing, const SelectI
       if (!same.ok()) return WithReason(same, "SHAPE_CLASS");
     }
   }
-  return groups.empty() ? absl::OkStatus() : backend.ShareRows(groups, sharing.reduce, input.scores);
+  return groups.empty() ? absl::OkStatus()
+                        : backend.ShareRows(groups, sharing.reduce, input.scores);
 }
 
 }  // namespace kvern::pipeline

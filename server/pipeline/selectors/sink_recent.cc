@@ -1,4 +1,5 @@
-// StreamingLLM as an interval, not as tied scores: sinks are forced, so the rest is the last tokens.
+// StreamingLLM as an interval, not as tied scores: sinks are forced, so the rest is the last
+// tokens.
 #include <algorithm>
 
 #include "server/pipeline/selector.h"
