@@ -17,7 +17,7 @@
 #include <filesystem>
 #include <fstream>
 
-namespace kvern::testing {
+namespace kvern::support {
 namespace {
 
 std::vector<char*> Pointers(const std::vector<std::string>& command) {
@@ -187,4 +187,4 @@ CommandOutput RunCommand(const std::vector<std::string>& command) {
   return output;
 }
 
-}  // namespace kvern::testing
+}  // namespace kvern::support

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-namespace kvern::testing {
+namespace kvern::support {
 
 // Runs the kvernd beside the test binary (or $KVERN_BIN_DIR) in a temporary directory, which goes
 // when the object does. Dies with the test.
@@ -58,6 +58,6 @@ struct CommandOutput {
 // Runs a program to its end.
 CommandOutput RunCommand(const std::vector<std::string>& command);
 
-}  // namespace kvern::testing
+}  // namespace kvern::support
 
 #endif  // KVERN_TESTS_SUPPORT_SERVER_PROCESS_H_
