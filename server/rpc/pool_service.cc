@@ -1,0 +1,70 @@
+// Pools are described here and checked in server/memory; answers never name an attachment.
+#include "server/rpc/pool_service.h"
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "kernels/base/status_macros.h"
+#include "server/rpc/name_from_proto.h"
+#include "server/rpc/pool_from_proto.h"
+#include "server/rpc/resource_to_proto.h"
+
+namespace kvern::rpc {
+
+grpc::ServerUnaryReactor* PoolService::RegisterPool(grpc::CallbackServerContext* context,
+                                                    const v1::RegisterPoolRequest* request,
+                                                    v1::RegisterPoolResponse* response) {
+  return RunUnary(context, deps_.Scope(engine::Rpc::kRegisterPool, *context),
+                  [&] { return Register(*request, response); });
+}
+
+grpc::ServerUnaryReactor* PoolService::GetPool(grpc::CallbackServerContext* context,
+                                               const v1::GetPoolRequest* request,
+                                               v1::GetPoolResponse* response) {
+  return RunUnary(context, deps_.Scope(engine::Rpc::kGetPool, *context),
+                  [&] { return Get(*request, response); });
+}
+
+grpc::ServerUnaryReactor* PoolService::ListPools(grpc::CallbackServerContext* context,
+                                                 const v1::ListPoolsRequest*,
+                                                 v1::ListPoolsResponse* response) {
+  return RunUnary(context, deps_.Scope(engine::Rpc::kListPools, *context), [&] {
+    for (const auto& pool : deps_.engine->Pools().List()) ToProto(*pool, response->add_pools());
+    return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* PoolService::UnregisterPool(grpc::CallbackServerContext* context,
+                                                      const v1::UnregisterPoolRequest* request,
+                                                      v1::UnregisterPoolResponse*) {
+  return RunUnary(context, deps_.Scope(engine::Rpc::kUnregisterPool, *context), [&] {
+    const auto id = ParseName(request->name(), Collection::kPools, FieldPath("name"));
+    if (id.ok()) deps_.engine->Pools().Unregister(*id);
+    return id.status();
+  });
+}
+
+absl::Status PoolService::Register(const v1::RegisterPoolRequest& request,
+                                   v1::RegisterPoolResponse* response) {
+  KVERN_ASSIGN_OR_RETURN(memory::PoolSpec spec, FromProto(request, deps_.GetLimits()));
+  KVERN_ASSIGN_OR_RETURN(const auto model, deps_.engine->Models().Find(spec.model));
+  KVERN_RETURN_IF_ERROR(BindModel(model->spec, &spec));
+  KVERN_ASSIGN_OR_RETURN(const std::shared_ptr<const memory::Pool> pool,
+                         deps_.engine->Pools().Register(std::move(spec)));
+  ToProto(*pool, response->mutable_pool());
+  response->set_mapped_bytes(pool->mapped_bytes);
+  return absl::OkStatus();
+}
+
+absl::Status PoolService::Get(const v1::GetPoolRequest& request, v1::GetPoolResponse* response) {
+  KVERN_ASSIGN_OR_RETURN(const std::string id,
+                         ParseName(request.name(), Collection::kPools, FieldPath("name")));
+  KVERN_ASSIGN_OR_RETURN(const std::shared_ptr<const memory::Pool> pool,
+                         deps_.engine->Pools().Find(id));
+  ToProto(*pool, response->mutable_pool());
+  response->set_mapped_bytes(pool->mapped_bytes);
+  return absl::OkStatus();
+}
+
+}  // namespace kvern::rpc

@@ -1,0 +1,36 @@
+// RegisterPool, GetPool, ListPools, UnregisterPool.
+#ifndef KVERN_SERVER_RPC_POOL_SERVICE_H_
+#define KVERN_SERVER_RPC_POOL_SERVICE_H_
+
+#include "kvern/v1/pool.grpc.pb.h"
+#include "server/rpc/service_deps.h"
+
+namespace kvern::rpc {
+
+class PoolService final : public v1::PoolService::CallbackService {
+ public:
+  explicit PoolService(const ServiceDeps& deps) : deps_(deps) {}
+
+  grpc::ServerUnaryReactor* RegisterPool(grpc::CallbackServerContext* context,
+                                         const v1::RegisterPoolRequest* request,
+                                         v1::RegisterPoolResponse* response) override;
+  grpc::ServerUnaryReactor* GetPool(grpc::CallbackServerContext* context,
+                                    const v1::GetPoolRequest* request,
+                                    v1::GetPoolResponse* response) override;
+  grpc::ServerUnaryReactor* ListPools(grpc::CallbackServerContext* context,
+                                      const v1::ListPoolsRequest* request,
+                                      v1::ListPoolsResponse* response) override;
+  grpc::ServerUnaryReactor* UnregisterPool(grpc::CallbackServerContext* context,
+                                           const v1::UnregisterPoolRequest* request,
+                                           v1::UnregisterPoolResponse* response) override;
+
+ private:
+  absl::Status Register(const v1::RegisterPoolRequest& request, v1::RegisterPoolResponse* response);
+  absl::Status Get(const v1::GetPoolRequest& request, v1::GetPoolResponse* response);
+
+  const ServiceDeps deps_;
+};
+
+}  // namespace kvern::rpc
+
+#endif  // KVERN_SERVER_RPC_POOL_SERVICE_H_
