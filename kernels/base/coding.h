@@ -1,0 +1,78 @@
+// The rules of coding one row that every backend shares (quantization.md 3.1).
+#ifndef KVERN_KERNELS_BASE_CODING_H_
+#define KVERN_KERNELS_BASE_CODING_H_
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/base/dtype.h"
+#include "kernels/base/packed_layout.h"
+
+namespace kvern {
+
+static_assert(std::endian::native == std::endian::little, "the packed format is little-endian");
+
+// Inputs beyond it are clamped; decoding to f16 clamps likewise, so that no infinity is made.
+inline constexpr float kLargestCoded = 65504.0f;
+inline constexpr float kI8Levels = 127.0f;
+
+// Coordinate i of a group of 8 lm4 codes stands at this bit of its 32-bit word: from the lowest
+// nibble up 0, 2, 4, 6, 1, 3, 5, 7.
+inline constexpr int32_t kLm4Shifts[8] = {0, 16, 4, 20, 8, 24, 12, 28};
+
+// Scales are rounded first and used rounded, so that decoding is consistent with the codes. The
+// largest f16 ends their range: a row of numbers never decodes to infinity.
+struct CodeScale {
+  Float16 stored;
+  float value;  // of `stored`
+};
+inline CodeScale RoundScale(float scale) {
+  const Float16 stored = FromFloat<Float16>(std::min(scale, kLargestCoded));
+  return {stored, ToFloat(stored)};
+}
+inline CodeScale I8Scale(float largest) { return RoundScale(largest / kI8Levels); }
+inline float InverseScale(float scale) { return scale > 0.0f ? 1.0f / scale : 0.0f; }
+
+// Brings a row of this length to unit variance per coordinate; 0 for the zero row.
+inline float Lm4Normalizer(float squared_length, int64_t head_dim) {
+  if (!(squared_length > 0.0f)) return 0.0f;
+  return std::sqrt(static_cast<float>(head_dim)) / std::sqrt(squared_length);
+}
+// Norm-matching: the decoded row has the length of the row.
+inline CodeScale Lm4Scale(float squared_length, float squared_code_length) {
+  return RoundScale(std::sqrt(squared_length) / std::sqrt(squared_code_length));
+}
+
+inline bool UsesHadamard(const PackedRow& row) {
+  return row.codec == static_cast<int64_t>(CodecId::kLm4) || (row.flags & kFlagHadamard) != 0;
+}
+inline bool UsesRopeMean(const PackedRow& row) { return (row.flags & kFlagRopeMean) != 0; }
+
+// A mean that is not a number would poison every row that it is taken from.
+inline float FiniteMean(Float16 mean) {
+  const float value = ToFloat(mean);
+  return std::isfinite(value) ? value : 0.0f;
+}
+
+// The planes of one row of the packed table.
+struct PackedPlanes {
+  int64_t codes = 0;         // byte offset into `packed`
+  int64_t code_row_bytes = 0;
+  int64_t scales = 0;        // byte offset; unused by raw16
+  int64_t end = 0;
+};
+inline PackedPlanes PlanesOf(const PackedRow& row, DType dtype, int64_t head_dim) {
+  const CodecId codec = static_cast<CodecId>(row.codec);
+  PackedPlanes planes;
+  planes.codes = row.byte_offset;
+  planes.code_row_bytes = CodeRowBytes(codec, dtype, head_dim);
+  planes.scales = row.byte_offset + ScaleOffset(codec, dtype, row.tokens, head_dim);
+  planes.end = row.byte_offset + BlockBytes(codec, dtype, row.tokens, head_dim);
+  return planes;
+}
+
+}  // namespace kvern
+
+#endif  // KVERN_KERNELS_BASE_CODING_H_

@@ -1,0 +1,244 @@
+// A worker takes one row of the packed table; its 64 tokens share one set of row buffers.
+#include "kernels/cpu/encode.h"
+
+#include <vector>
+
+#include "kernels/base/status_macros.h"
+#include "kernels/cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/encode.cc"
+#include "hwy/foreach_target.h"  // compiles this file once per target, the baseline last
+// After the list of targets.
+#include "hwy/highway.h"
+#include "kernels/base/coding.h"
+#include "kernels/base/lm4_table.h"
+#include "kernels/cpu/dots-inl.h"
+#include "kernels/cpu/hadamard-inl.h"
+#include "kernels/cpu/kv_row-inl.h"
+#include "kernels/cpu/rotation-inl.h"
+#include "kernels/cpu/squared_sum-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvern::cpu::HWY_NAMESPACE {
+namespace {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// NaN becomes 0, what is too large is clamped; the count of both. x [n] aligned, n = 16 k.
+int64_t Sanitise(float* HWY_RESTRICT x, int64_t n) {
+  const RowTag d;
+  const auto limit = hn::Set(d, kLargestCoded);
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += hn::Lanes(d)) {
+    const auto value = hn::Load(d, x + i);
+    const auto fine = hn::Le(hn::Abs(value), limit);
+    if (HWY_LIKELY(hn::AllTrue(d, fine))) continue;
+    count += static_cast<int64_t>(hn::Lanes(d) - hn::CountTrue(d, fine));
+    const auto clamped = hn::IfThenZeroElse(hn::IsNaN(value), hn::CopySign(limit, value));
+    hn::Store(hn::IfThenElse(fine, value, clamped), d, x + i);
+  }
+  return count;
+}
+
+float LargestMagnitude(const float* HWY_RESTRICT y, int64_t n) {
+  const RowTag d;
+  auto largest = hn::Zero(d);
+  for (int64_t i = 0; i < n; i += hn::Lanes(d)) {
+    largest = hn::Max(largest, hn::Abs(hn::Load(d, y + i)));
+  }
+  return hn::GetLane(hn::MaxOfLanes(d, largest));
+}
+
+// Buffers of one row, [PaddedDim(head_dim)] each.
+struct Buffers {
+  float* x;
+  float* mean;     // un-rotated
+  float* rotated;  // the mean at a token's angles; the levels of lm4 later
+};
+
+class RowEncoder {
+ public:
+  RowEncoder(const EncodeArgs& args, const PackedRow& row, const Buffers& buffers)
+      : args_(args),
+        row_(row),
+        keys_(args.rows[row.layer]),
+        padded_(PaddedDim(keys_.head_dim)),
+        buffers_(buffers) {
+    if (!UsesRopeMean(row)) return;
+    for (int64_t d = 0; d < padded_; ++d) {
+      buffers.mean[d] = d < keys_.head_dim
+                            ? FiniteMean(args.mean_key(row.layer, row.kv_head, d))
+                            : 0.0f;
+    }
+  }
+
+  EncodeCounts Encode() {
+    const PackedPlanes planes = PlanesOf(row_, keys_.dtype, keys_.head_dim);
+    KVERN_CHECK(row_.byte_offset >= 0 && planes.end <= std::ssize(args_.packed));
+    KVERN_CHECK(row_.first_slot + row_.tokens <= args_.keep->Count(row_.layer, row_.kv_head));
+    const int32_t* source = args_.keep->Row(row_.layer, row_.kv_head) + row_.first_slot;
+    EncodeCounts counts;
+    for (int64_t token = 0; token < row_.tokens; ++token) {
+      std::byte* codes = args_.packed.data() + planes.codes + token * planes.code_row_bytes;
+      std::byte* scale = args_.packed.data() + planes.scales + token * sizeof(Float16);
+      if (static_cast<CodecId>(row_.codec) == CodecId::kRaw16) {
+        CopyRaw(source[token], codes);
+      } else {
+        CodeToken(source[token], {codes, scale}, &counts);
+      }
+    }
+    return counts;
+  }
+
+ private:
+  struct Target {
+    std::byte* codes;
+    std::byte* scale;
+  };
+
+  void CopyRaw(int64_t source, std::byte* codes) const {
+    const int64_t size = SizeOf(keys_.dtype);
+    CopyRowBytes({keys_.Address(row_.kv_head, source), keys_.strides.dim}, {codes, size},
+                 keys_.head_dim, size);
+  }
+
+  void SubtractMean(int64_t source) {
+    const RowTag d;
+    float* x = buffers_.x;
+    float* rotated = buffers_.rotated;
+    for (int64_t i = 0; i < padded_; i += hn::Lanes(d)) {
+      hn::Store(hn::Load(d, buffers_.mean + i), d, rotated + i);
+    }
+    const int64_t angle = args_.rotation->Row(row_.layer, row_.kv_head, source);
+    TurnRow<Turn::kRotate>(RowOf(*args_.rotation, angle), rotated);
+    for (int64_t i = 0; i < padded_; i += hn::Lanes(d)) {
+      hn::Store(hn::Sub(hn::Load(d, x + i), hn::Load(d, rotated + i)), d, x + i);
+    }
+  }
+
+  void CodeToken(int64_t source, Target target, EncodeCounts* counts) {
+    float* x = buffers_.x;
+    LoadRow(keys_, keys_.Address(row_.kv_head, source), x);
+    counts->nonfinite += Sanitise(x, padded_);
+    counts->squared_norm += SquaredSum(x, padded_);
+    if (UsesRopeMean(row_)) SubtractMean(source);
+    const float squared_length = OneLaneDot(x, x, padded_);
+    if (UsesHadamard(row_)) HadamardRow(HadamardOf(keys_.head_dim), x);
+    const CodeScale scale = static_cast<CodecId>(row_.codec) == CodecId::kI8t
+                                ? CodeI8(reinterpret_cast<int8_t*>(target.codes))
+                                : CodeLm4(squared_length, target.codes);
+    std::memcpy(target.scale, &scale.stored, sizeof(scale.stored));
+    counts->squared_error += SquaredSum(x, padded_);  // a rotation changes no length
+  }
+
+  // Codes x; x becomes what the codes leave over.
+  CodeScale CodeI8(int8_t* codes) {
+    const TailTag d;
+    const hn::Rebind<int32_t, TailTag> wide;
+    const hn::Rebind<int8_t, TailTag> narrow;
+    float* x = buffers_.x;
+    const CodeScale scale = I8Scale(LargestMagnitude(x, padded_));
+    const auto inverse = hn::Set(d, InverseScale(scale.value));
+    const auto step = hn::Set(d, scale.value);
+    for (int64_t i = 0; i < keys_.head_dim; i += hn::Lanes(d)) {
+      const auto value = hn::Load(d, x + i);
+      const auto rounded = hn::Round(hn::Mul(value, inverse));
+      const auto code = hn::Clamp(rounded, hn::Set(d, -kI8Levels), hn::Set(d, kI8Levels));
+      hn::StoreU(hn::DemoteTo(narrow, hn::ConvertTo(wide, code)), narrow, codes + i);
+      hn::Store(hn::NegMulAdd(step, code, value), d, x + i);
+    }
+    return scale;
+  }
+
+  // As CodeI8; `squared_length` is that of the row before its rotation.
+  CodeScale CodeLm4(float squared_length, std::byte* codes) {
+    const float normalizer = Lm4Normalizer(squared_length, keys_.head_dim);
+    if (normalizer == 0.0f) return RoundScale(0.0f);  // codes arrive zeroed
+    float* levels = buffers_.rotated;
+    QuantizeLm4(normalizer, codes, levels);
+    for (int64_t i = keys_.head_dim; i < padded_; ++i) levels[i] = 0.0f;
+    const CodeScale scale = Lm4Scale(squared_length, OneLaneDot(levels, levels, padded_));
+    const RowTag d;
+    const auto step = hn::Set(d, scale.value);
+    float* x = buffers_.x;
+    for (int64_t i = 0; i < padded_; i += hn::Lanes(d)) {
+      hn::Store(hn::NegMulAdd(step, hn::Load(d, levels + i), hn::Load(d, x + i)), d, x + i);
+    }
+    return scale;
+  }
+
+  void QuantizeLm4(float normalizer, std::byte* codes, float* HWY_RESTRICT levels) const {
+    const TailTag d;
+    const hn::Rebind<uint32_t, TailTag> words;
+    const int64_t step = static_cast<int64_t>(hn::Lanes(d));
+    for (int64_t group = 0; group < keys_.head_dim; group += 8) {
+      auto bits = hn::Zero(words);
+      for (int64_t i = 0; i < 8; i += step) {
+        const auto value =
+            hn::Mul(hn::Load(d, buffers_.x + group + i), hn::Set(d, normalizer));
+        auto code = hn::Zero(words);
+        auto level = hn::Set(d, kLm4Levels[0]);
+        for (int j = 0; j < kLm4Boundaries; ++j) {
+          const auto above = hn::Gt(value, hn::Set(d, Lm4Boundary(j)));
+          code = hn::Sub(code, hn::BitCast(words, hn::VecFromMask(d, above)));
+          level = hn::IfThenElse(above, hn::Set(d, kLm4Levels[j + 1]), level);
+        }
+        hn::Store(level, d, levels + group + i);
+        const auto shifts = hn::LoadU(words, reinterpret_cast<const uint32_t*>(kLm4Shifts) + i);
+        bits = hn::Or(bits, hn::Shl(code, shifts));
+      }
+      const uint32_t word = hn::GetLane(hn::SumOfLanes(words, bits));  // no two lanes share a bit
+      std::memcpy(codes + group / 2, &word, sizeof(word));
+    }
+  }
+
+  const EncodeArgs& args_;
+  const PackedRow& row_;
+  const KvRef& keys_;
+  const int64_t padded_;
+  const Buffers buffers_;
+};
+
+absl::Status EncodeRow(const EncodeArgs& args, const PackedRow& row, Scratch& scratch,
+                       EncodeCounts* counts) {
+  scratch.Reset();
+  const int64_t padded = PaddedDim(args.rows[row.layer].head_dim);
+  const Buffers buffers = {scratch.Take<float>(padded), scratch.Take<float>(padded),
+                           scratch.Take<float>(padded)};
+  KVERN_RETURN_IF_ERROR(scratch.Taken());
+  *counts = RowEncoder(args, row, buffers).Encode();
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace kvern::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+
+namespace kvern::cpu {
+namespace {
+HWY_EXPORT(EncodeRow);
+}  // namespace
+
+absl::Status Encode(Runner& runner, const EncodeArgs& args, EncodeCounts* counts) {
+  std::vector<EncodeCounts> coded(args.table.size());
+  KVERN_RETURN_IF_ERROR(runner.ForEach(std::ssize(args.table), [&](int64_t item, int worker) {
+    KVERN_RETURN_IF_ERROR(runner.Check());
+    return HWY_DYNAMIC_DISPATCH(EncodeRow)(args, args.table[item], runner.ScratchOf(worker),
+                                           &coded[item]);
+  }));
+  // In table order, whoever coded what.
+  *counts = {};
+  for (const EncodeCounts& row : coded) {
+    counts->nonfinite += row.nonfinite;
+    counts->squared_error += row.squared_error;
+    counts->squared_norm += row.squared_norm;
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace kvern::cpu
+
+#endif  // HWY_ONCE
