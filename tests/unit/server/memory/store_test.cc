@@ -1,0 +1,273 @@
+// Room is found, shared, evicted and wiped as promised.
+#include "server/memory/store.h"
+
+#include <algorithm>
+#include <cstring>
+#include <set>
+#include <thread>
+
+#include "gtest/gtest.h"
+#include "kernels/base/error_reason.h"
+
+namespace kvern::memory {
+namespace {
+
+constexpr int64_t kPieceBytes = 2 * 64 * 64 * 2;  // kv_heads x block tokens x head_dim x bf16
+
+StoredInfo InfoOf(const std::string& id, int64_t tokens) {
+  StoredInfo info;
+  info.id = id;
+  info.layer_indices = {0, 1, 2};
+  info.kv_heads = 2;
+  info.head_dim = 64;
+  info.num_tokens = tokens;
+  info.logical_tokens = tokens;
+  return info;
+}
+// Dense sequences of up to 64 tokens: 3 layers x K and V.
+constexpr int64_t kSequenceBytes = 6 * kPieceBytes;
+
+std::unique_ptr<Store> MakeStore(int64_t sequences) {
+  auto store = Store::Create(sequences * kSequenceBytes, 100);
+  EXPECT_TRUE(store.ok()) << store.status();
+  return *std::move(store);
+}
+
+// Allocates and publishes; the store alone holds it afterwards.
+absl::Status Put(Store& store, const std::string& id) {
+  auto sequence = store.AllocateDense(InfoOf(id, 64));
+  if (!sequence.ok()) return sequence.status();
+  return store.Publish(*std::move(sequence), Store::Commit::kNew, 0);
+}
+
+template <class Fn>
+void ForEachRow(const KvRef& ref, Fn&& fn) {
+  for (int32_t head = 0; head < ref.kv_heads; ++head) {
+    for (int64_t token = 0; token < ref.tokens; ++token) {
+      fn(ref.Address(head, token), ref.head_dim * SizeOf(ref.dtype));
+    }
+  }
+}
+
+TEST(Store, DenseRowsAreZeroAndApart) {
+  const auto store = MakeStore(8);
+  const auto sequence = store->AllocateDense(InfoOf("a", 150));
+  ASSERT_TRUE(sequence.ok()) << sequence.status();
+  EXPECT_EQ((*sequence)->StoredBytes(), 3 * 2 * 3 * kPieceBytes);
+  EXPECT_EQ(store->UsedBytes(), 3 * 2 * 3 * kPieceBytes);
+  std::set<std::byte*> rows;
+  for (int64_t slot = 0; slot < 3; ++slot) {
+    for (const KvRef& ref : {(*sequence)->Keys(slot), (*sequence)->Values(slot)}) {
+      EXPECT_EQ(ref.tokens, 150);
+      EXPECT_TRUE(ref.HasContiguousRows());
+      ForEachRow(ref, [&](std::byte* row, int64_t bytes) {
+        EXPECT_TRUE(std::all_of(row, row + bytes, [](std::byte b) { return b == std::byte{0}; }));
+        std::memset(row, 0xAB, static_cast<size_t>(bytes));
+        rows.insert(row);
+      });
+    }
+  }
+  EXPECT_EQ(rows.size(), 3u * 2 * 2 * 150);  // a shared row would have been seen non-zero
+}
+
+TEST(Store, DenseViewsCarryLengths) {
+  const auto store = MakeStore(1);
+  StoredInfo info = InfoOf("a", 64);
+  info.lengths = {64, 1, 2, 3, 4, 5};
+  const auto sequence = store->AllocateDense(info);
+  ASSERT_TRUE(sequence.ok());
+  EXPECT_EQ((*sequence)->Keys(1).Length(0), 2);
+  EXPECT_EQ((*sequence)->Values(2).Length(1), 5);
+}
+
+TEST(Store, RefusesLengthsThatDoNotMatch) {
+  const auto store = MakeStore(1);
+  StoredInfo info = InfoOf("a", 64);
+  info.lengths = {64, 1};
+  EXPECT_EQ(store->AllocateDense(info).status().code(), absl::StatusCode::kInvalidArgument);
+  info.lengths = {64, 1, 2, 3, 4, 65};
+  EXPECT_EQ(store->AllocateDense(info).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(Store, EmptySequencesNeedNoRoom) {
+  const auto store = MakeStore(1);
+  ASSERT_TRUE(store->AllocateDense(InfoOf("a", 0)).ok());
+  const auto packed = store->AllocatePacked(InfoOf("b", 0), 0);
+  ASSERT_TRUE(packed.ok());
+  EXPECT_TRUE((*packed)->Blocks().empty());
+  EXPECT_EQ(store->UsedBytes(), 0);
+}
+
+TEST(Store, PackedBlocksAreOneRange) {
+  const auto store = MakeStore(1);
+  const auto sequence = store->AllocatePacked(InfoOf("a", 64), 10000);
+  ASSERT_TRUE(sequence.ok());
+  EXPECT_TRUE((*sequence)->Packed());
+  ASSERT_EQ((*sequence)->Blocks().size(), 10000u);
+  std::memset((*sequence)->Blocks().data(), 1, 10000);
+  EXPECT_GE((*sequence)->StoredBytes(), 10000);
+}
+
+TEST(Store, RefusesWhatCanNeverFit) {
+  const auto store = MakeStore(1);
+  for (const int64_t tokens : {int64_t{65}, int64_t{1} << 40, INT64_MAX}) {
+    EXPECT_EQ(store->AllocateDense(InfoOf("a", tokens)).status().code(),
+              absl::StatusCode::kResourceExhausted);
+  }
+  StoredInfo wide = InfoOf("a", 1);
+  wide.kv_heads = INT32_MAX;
+  wide.head_dim = INT32_MAX;
+  EXPECT_EQ(store->AllocateDense(wide).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_FALSE(store->AllocatePacked(InfoOf("a", 1), INT64_MAX).ok());
+  EXPECT_FALSE(store->AllocatePacked(InfoOf("a", 1), -1).ok());
+  wide.kv_heads = 0;
+  EXPECT_EQ(store->AllocateDense(wide).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(store->UsedBytes(), 0);
+}
+
+TEST(Store, RefusesACapacityBelowOnePage) {
+  EXPECT_FALSE(Store::Create(100, 1).ok());
+  EXPECT_FALSE(Store::Create(-1, 1).ok());
+  EXPECT_FALSE(Store::Create(INT64_MAX, 1).ok());
+}
+
+TEST(Store, DroppingAnUnpublishedSequenceGivesItsRoomBack) {
+  const auto store = MakeStore(1);
+  store->AllocateDense(InfoOf("a", 64)).IgnoreError();
+  EXPECT_EQ(store->UsedBytes(), 0);
+}
+
+TEST(Store, FreedMemoryIsZeroWhenItIsGivenOutAgain) {
+  const auto store = MakeStore(1);
+  for (int round = 0; round < 20; ++round) {
+    const auto sequence = store->AllocatePacked(InfoOf("a", 64), kSequenceBytes);
+    ASSERT_TRUE(sequence.ok());
+    const auto blocks = (*sequence)->Blocks();
+    ASSERT_TRUE(std::all_of(blocks.begin(), blocks.end(),
+                            [](std::byte b) { return b == std::byte{0}; }));
+    std::memset(blocks.data(), 0x5C, blocks.size());
+  }
+}
+
+TEST(Store, HoldersKeepDeletedMemory) {
+  const auto store = MakeStore(1);
+  ASSERT_TRUE(Put(*store, "a").ok());
+  auto held = *store->Find("a");
+  std::memset(held->Keys(0).Address(0, 0), 7, 64);
+  EXPECT_TRUE(store->Delete("a"));
+  EXPECT_FALSE(store->Delete("a"));
+  EXPECT_EQ(ReasonOf(store->Find("a").status()), "SEQUENCE_UNKNOWN");
+  EXPECT_EQ(store->UsedBytes(), kSequenceBytes);
+  EXPECT_EQ(store->AllocateDense(InfoOf("b", 64)).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(*held->Keys(0).Address(0, 0), std::byte{7});
+  held.reset();
+  EXPECT_EQ(store->UsedBytes(), 0);
+}
+
+TEST(Store, HoldersOutliveTheStore) {
+  auto store = MakeStore(1);
+  auto held = *store->AllocateDense(InfoOf("a", 64));
+  store.reset();
+  std::memset(held->Keys(0).Address(0, 0), 7, 64);
+  EXPECT_EQ(*held->Keys(0).Address(0, 0), std::byte{7});
+}
+
+TEST(Store, EvictsTheLeastRecentlyUsedReleasedSequenceWhenFull) {
+  const auto store = MakeStore(3);
+  for (const char* id : {"a", "b", "c"}) ASSERT_TRUE(Put(*store, id).ok());
+  ASSERT_TRUE(store->Find("a").ok());  // now used after b
+  EXPECT_TRUE(store->Release("a"));
+  EXPECT_TRUE(store->Release("b"));
+  EXPECT_TRUE(store->IsReleased("b"));
+  ASSERT_TRUE(Put(*store, "d").ok());
+  EXPECT_EQ(store->Evictions(), 1);
+  EXPECT_FALSE(store->Find("b").ok());
+  EXPECT_TRUE(store->Find("a").ok());
+  EXPECT_FALSE(store->IsReleased("a"));  // finding it uses it
+}
+
+TEST(Store, NeverEvictsWhatIsNotReleasedOrIsHeld) {
+  const auto store = MakeStore(2);
+  ASSERT_TRUE(Put(*store, "a").ok());
+  ASSERT_TRUE(Put(*store, "b").ok());
+  const auto held = *store->Find("a");
+  EXPECT_TRUE(store->Release("a"));
+  EXPECT_EQ(Put(*store, "c").code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(store->Evictions(), 0);
+  EXPECT_EQ(store->List().size(), 2u);
+}
+
+TEST(Store, EvictsNobodyForARequestThatStillWouldNotFit) {
+  const auto store = MakeStore(3);
+  for (const char* id : {"a", "b", "c"}) ASSERT_TRUE(Put(*store, id).ok());
+  store->Release("a");
+  store->Release("b");
+  EXPECT_EQ(store->AllocateDense(InfoOf("big", 3 * 64)).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(store->Evictions(), 0);
+  ASSERT_TRUE(store->AllocateDense(InfoOf("fits", 2 * 64)).ok());
+  EXPECT_EQ(store->Evictions(), 2);
+}
+
+TEST(Store, PublishRejectsATakenId) {
+  const auto store = MakeStore(3);
+  ASSERT_TRUE(Put(*store, "a").ok());
+  EXPECT_EQ(Put(*store, "a").code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_EQ(store->UsedBytes(), kSequenceBytes);
+}
+
+TEST(Store, ReplaceNeedsTheEpochItSaw) {
+  const auto store = MakeStore(3);
+  ASSERT_TRUE(Put(*store, "a").ok());
+  StoredInfo info = InfoOf("a", 60);
+  info.epoch = 1;
+  auto next = *store->AllocateDense(info);
+  EXPECT_EQ(ReasonOf(store->Publish(next, Store::Commit::kReplace, 5)), "EPOCH_MISMATCH");
+  EXPECT_EQ((*store->Find("a"))->Info().num_tokens, 64);
+  EXPECT_TRUE(store->Publish(next, Store::Commit::kReplace, 0).ok());
+  EXPECT_EQ((*store->Find("a"))->Info().num_tokens, 60);
+  EXPECT_EQ(store->UsedBytes(), kSequenceBytes);  // the old one is gone
+  EXPECT_EQ(ReasonOf(store->Publish(next, Store::Commit::kReplace, 0)), "EPOCH_MISMATCH");
+  store->Delete("a");
+  EXPECT_EQ(ReasonOf(store->Publish(next, Store::Commit::kReplace, 1)), "SEQUENCE_UNKNOWN");
+}
+
+TEST(Store, HoldsAtMostMaxSequences) {
+  auto created = Store::Create(100 * kSequenceBytes, 2);
+  ASSERT_TRUE(created.ok());
+  Store& store = **created;
+  ASSERT_TRUE(Put(store, "a").ok());
+  ASSERT_TRUE(Put(store, "b").ok());
+  EXPECT_EQ(Put(store, "c").code(), absl::StatusCode::kResourceExhausted);
+  store.Release("b");
+  EXPECT_TRUE(Put(store, "c").ok());
+  EXPECT_EQ(store.Evictions(), 1);
+  EXPECT_FALSE(store.Release("b"));
+}
+
+TEST(Store, ThreadsShareIt) {
+  const auto store = MakeStore(4);
+  const auto work = [&](int thread) {
+    for (int round = 0; round < 200; ++round) {
+      const std::string id = std::to_string(thread * 1000 + round);
+      auto sequence = store->AllocateDense(InfoOf(id, 64));
+      if (!sequence.ok()) continue;
+      std::byte* row = (*sequence)->Keys(0).Address(1, 3);
+      EXPECT_EQ(*row, std::byte{0});
+      *row = std::byte{9};
+      EXPECT_TRUE(store->Publish(*std::move(sequence), Store::Commit::kNew, 0).ok());
+      store->Release(id);
+      if (round % 3 == 0) store->Delete(id);
+    }
+  };
+  std::thread first(work, 1);
+  std::thread second(work, 2);
+  first.join();
+  second.join();
+  EXPECT_LE(store->UsedBytes(), store->CapacityBytes());
+  EXPECT_GT(store->Evictions(), 0);
+}
+
+}  // namespace
+}  // namespace kvern::memory
