@@ -71,7 +71,6 @@ class Planner {
       plan.warnings.push_back(absl::StrCat("on_conflict TRIM_OLDEST dropped ", trimmed,
                                            " protected tokens over all layers and heads"));
     }
-    KVERN_RETURN_IF_ERROR(CheckRenumber(plan.counts));
     return plan;
   }
 
@@ -209,19 +208,6 @@ class Planner {
       return absl::StrCat("budget 0 keeps the protected tokens (", policy_.sink_tokens, " sinks)");
     }
     return "the budget grew to hold the protected tokens";
-  }
-
-  absl::Status CheckRenumber(const std::vector<int32_t>& counts) const {
-    if (policy_.positions != PositionMode::kRenumber) return absl::OkStatus();
-    for (const int32_t count : counts) {
-      if (count == counts.front()) continue;
-      return WithField(WithReason(absl::FailedPreconditionError(absl::StrCat(
-                                      "RENUMBER got rows of ", counts.front(), " and ", count,
-                                      " kept tokens, want equal counts everywhere")),
-                                  "SHAPE_CLASS"),
-                       "policy.positions");
-    }
-    return absl::OkStatus();
   }
 
   const SequenceInput& input_;
