@@ -5,11 +5,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/base/band_rotation.h"
+#include "kernels/base/kv_row.h"
 #include "kernels/base/lanes.h"
 
 namespace kvern::ref {
@@ -31,14 +32,7 @@ inline int64_t TokensOf(const KvRef& ref, int64_t head, int64_t row_tokens) {
 
 // [head_dim] of one token, widened exactly.
 inline void LoadRow(const KvRef& ref, int64_t head, int64_t token, float* row) {
-  const std::byte* at = ref.Address(head, token);
-  VisitDType(ref.dtype, [&](auto tag) {
-    for (int32_t d = 0; d < ref.head_dim; ++d) {
-      typename decltype(tag)::type value;
-      std::memcpy(&value, at + d * ref.strides.dim, sizeof(value));
-      row[d] = ToFloat(value);
-    }
-  });
+  LoadKvRow(ref, ref.Address(head, token), row);
 }
 
 inline bool AllFinite(const float* row, int64_t n) {
@@ -48,19 +42,9 @@ inline bool AllFinite(const float* row, int64_t n) {
 // |row|_2: one f32 lane sum.
 inline float Norm(const float* row, int64_t n) { return std::sqrt(LaneDot(row, row, n)); }
 
-// The key before its rotation: each band turned back by its angle.
+// The key before its rotation.
 inline void Unrotate(const RotationTable& table, int64_t table_row, float* row) {
-  for (int32_t band = 0; band < table.bands; ++band) {
-    const bool half = table.layout == RopeLayout::kHalf;
-    float& re = row[half ? band : 2 * band];
-    float& im = row[half ? band + table.bands : 2 * band + 1];
-    const float c = table.cosine[table_row * table.bands + band];
-    const float s = table.sine[table_row * table.bands + band];
-    const float turned_re = std::fma(re, c, im * s);
-    const float turned_im = std::fma(im, c, -(re * s));
-    re = turned_re;
-    im = turned_im;
-  }
+  UnrotateRow(RowOf(table, table_row), row);
 }
 
 // The one rounding of a score; what is not finite has no score.
@@ -106,7 +90,9 @@ struct Spread {
   double deviation = 0;
 };
 inline Spread SpreadOf(const std::vector<double>& values, const uint8_t* mask) {
-  const auto counts = [&](size_t token) { return mask[token] != 0 && std::isfinite(values[token]); };
+  const auto counts = [&](size_t token) {
+    return mask[token] != 0 && std::isfinite(values[token]);
+  };
   Spread spread;
   TokenSum sum;
   int64_t count = 0;

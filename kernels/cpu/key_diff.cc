@@ -1,0 +1,147 @@
+// One pass adds unit keys to the anchor and keeps every norm, the next takes the cosines.
+#include "kernels/cpu/key_diff.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "kernels/cpu/targets.h"
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/key_diff.cc"
+#include "hwy/foreach_target.h"
+// After foreach_target.h, which decides for what it is compiled.
+#include "hwy/highway.h"
+#include "kernels/base/status_macros.h"
+#include "kernels/cpu/dim_sums-inl.h"
+#include "kernels/cpu/heads.h"
+#include "kernels/cpu/rotation-inl.h"
+#include "kernels/cpu/rows-inl.h"
+#include "kernels/cpu/token_rows-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvern::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr double kSmallestNorm = 1e-12;    // of a key, before it is divided
+constexpr double kSmallestProduct = 1e-8;  // of the two norms under the cosine
+
+// Keys of one head, un-rotated if asked, a chunk at a time in f32 and f64.
+class KeyChunks {
+ public:
+  KeyChunks(const HeadProblem& problem, const KeyDiffArgs& args)
+      : problem_(problem),
+        args_(args),
+        keys_(args.keys[problem.layer]),
+        tile_(TakeTile<float>(problem.scratch, kChunkTokens, keys_.head_dim)),
+        wide_(TakeTile<double>(problem.scratch, kChunkTokens, keys_.head_dim)) {}
+
+  // Once scratch.Taken() is ok.
+  void Clear() { std::fill(tile_.data, tile_.data + tile_.Size(), 0.0f); }
+  int64_t head_dim() const { return keys_.head_dim; }
+  const float* Row(int64_t r) const { return tile_.At(r); }
+  TensorView<double, 2> wide() const { return wide_; }
+
+  HWY_INLINE void Load(int64_t first, int64_t count) {
+    LoadRows(keys_, problem_.head, first, FirstRows(tile_, count));
+    for (int64_t r = 0; r < count && args_.unrotate != nullptr; ++r) {
+      const RotationTable& table = *args_.unrotate;
+      const int64_t angles = table.Row(problem_.layer, problem_.head, first + r);
+      TurnRow<Turn::kUnrotate>(RowOf(table, angles), tile_.At(r));
+    }
+    const hn::ScalableTag<double> d;
+    const hn::Rebind<float, decltype(d)> narrow;
+    const int64_t elements = count * tile_.stride[0];
+    for (int64_t i = 0; i < elements; i += static_cast<int64_t>(hn::MaxLanes(d))) {
+      hn::Store(hn::PromoteTo(d, hn::Load(narrow, tile_.data + i)), d, wide_.data + i);
+    }
+  }
+
+ private:
+  const HeadProblem& problem_;
+  const KeyDiffArgs& args_;
+  const KvRef& keys_;
+  TensorView<float, 2> tile_;
+  TensorView<double, 2> wide_;
+};
+
+// anchor = mean unit key of the finite keys alive; norms [tokens], NaN for keys not finite.
+absl::Status FindAnchor(const HeadProblem& problem, KeyChunks& chunks,
+                        TensorView<const uint8_t, 1> alive, DimSums* anchor, double* norms) {
+  const int64_t tokens = alive.shape[0];
+  int64_t added = 0;
+  for (int64_t first = 0; first < tokens; first += kChunkTokens) {
+    KVERN_RETURN_IF_ERROR(CheckAtTile(problem.runner, first));
+    const int64_t count = std::min(kChunkTokens, tokens - first);
+    chunks.Load(first, count);
+    for (int64_t r = 0; r < count; ++r) {
+      const double* key = chunks.wide().At(r);
+      const bool finite = AllFinite(chunks.Row(r), chunks.head_dim());
+      const double norm = std::sqrt(OneLaneDot(key, key, chunks.head_dim()));
+      norms[first + r] = finite ? norm : kRowNaN;
+      if (!finite || alive(first + r) == 0) continue;
+      anchor->Add(first + r, chunks.Row(r), 1.0 / std::max(norm, kSmallestNorm));
+      ++added;
+    }
+    const int64_t next = first + kChunkTokens;
+    if (next % kTileTokens == 0 || next >= tokens) anchor->CloseTile();
+  }
+  for (int64_t i = 0; i < chunks.head_dim() && added > 0; ++i) {
+    anchor->totals()[i] /= static_cast<double>(added);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status KeyDiffHead(const HeadProblem& problem, const KeyDiffArgs& args, ScoreView scores) {
+  Scratch& scratch = problem.scratch;
+  const KvRef& keys = args.keys[problem.layer];
+  const int64_t tokens = TokensOf(keys, problem.head, scores.shape[2]);
+  KeyChunks chunks(problem, args);
+  DimSums anchor(scratch, keys.head_dim);
+  double* row = scratch.Take<double>(PadToLanes(tokens));
+  KVERN_RETURN_IF_ERROR(scratch.Taken());
+  chunks.Clear();
+  anchor.Clear();
+  const TensorView<const uint8_t, 1> alive = {
+      args.alive.At(problem.layer, problem.head), {tokens}, {args.alive.stride[2]}};
+  KVERN_RETURN_IF_ERROR(FindAnchor(problem, chunks, alive, &anchor, row));
+  const double* direction = anchor.totals();
+  const double anchor_norm = std::sqrt(OneLaneDot(direction, direction, keys.head_dim));
+  HWY_ALIGN double dots[kChunkTokens];
+  for (int64_t first = 0; first < tokens; first += kChunkTokens) {
+    KVERN_RETURN_IF_ERROR(CheckAtTile(problem.runner, first));
+    const int64_t count = std::min(kChunkTokens, tokens - first);
+    chunks.Load(first, count);
+    const TensorView<double, 2> wide = chunks.wide();
+    LaneDots<double>({.rows = wide.data,
+                      .row_stride = wide.stride[0],
+                      .row_count = count,
+                      .vectors = direction,
+                      .vector_stride = wide.stride[0],
+                      .vector_count = 1,
+                      .n = keys.head_dim},
+                     DenseView(dots, 1, kChunkTokens));
+    for (int64_t r = 0; r < count; ++r) {
+      double& norm_then_score = row[first + r];
+      norm_then_score = -dots[r] / std::max(norm_then_score * anchor_norm, kSmallestProduct);
+    }
+  }
+  StoreScores(row, tokens, ScoreRow(scores, problem));
+  return absl::OkStatus();
+}
+
+}  // namespace kvern::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvern::cpu {
+
+HWY_EXPORT(KeyDiffHead);
+
+absl::Status KeyDiff(Runner& runner, const KeyDiffArgs& args, ScoreView scores) {
+  return ForEachHead(runner, scores.shape, [&](const HeadProblem& problem) {
+    return HWY_DYNAMIC_DISPATCH(KeyDiffHead)(problem, args, scores);
+  });
+}
+
+}  // namespace kvern::cpu
+#endif  // HWY_ONCE
