@@ -49,7 +49,7 @@ struct SequenceJob {
   std::vector<std::pair<int64_t, int64_t>> protected_ranges;
   int64_t readonly_prefix_tokens = 0;
   pipeline::SideTensors side;
-  int64_t side_layers = 0;          // layers of the side tensors as sent; 0: none sent
+  int64_t side_layers = 0;                 // layers of the side tensors as sent; 0: none sent
   std::optional<pipeline::Policy> policy;  // replaces the call's
   // INVALID_ARGUMENT found at the edge for this sequence only: reported as its outcome.
   absl::Status edge_status;
@@ -72,7 +72,7 @@ struct CompressJob {
   std::vector<SequenceJob> sequences;
   absl::Time deadline = absl::InfiniteFuture();
   std::shared_ptr<std::atomic<bool>> cancelled;  // never null
-  int64_t payload_bytes = 0;  // counted against queued_bytes
+  int64_t payload_bytes = 0;                     // counted against queued_bytes
 };
 
 enum class Outcome : uint8_t { kApplied, kNoop, kSkipped, kFailed };
@@ -90,10 +90,10 @@ struct SequenceResult {
   std::vector<int32_t> lengths;  // S3: [layers]; S4: [layers * kv_heads]
   pipeline::ShapeClass shape_class = pipeline::ShapeClass::kS0;
   int64_t layers = 0, kv_heads = 0, tokens = 0, head_dim = 0, max_kept = 0;
-  std::vector<int32_t> kept;       // [layers, kv_heads, max_kept], -1 fills; if asked
-  std::vector<int32_t> positions;  // same; if asked
+  std::vector<int32_t> kept;         // [layers, kv_heads, max_kept], -1 fills; if asked
+  std::vector<int32_t> positions;    // same; if asked
   std::vector<int32_t> kept_counts;  // [layers, kv_heads]
-  std::vector<float> scores;       // [layers, kv_heads, tokens]; if asked
+  std::vector<float> scores;         // [layers, kv_heads, tokens]; if asked
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
   std::string stored_sequence;
@@ -106,8 +106,8 @@ struct SequenceResult {
   std::vector<std::string> warnings;
   int64_t publishable_prefix_tokens = 0;
   DType dtype = DType::kBF16;
-  std::vector<std::byte> k, v;                  // RETURN, raw16
-  std::optional<pipeline::PackedKv> packed;     // RETURN, packed
+  std::vector<std::byte> k, v;               // RETURN, raw16
+  std::optional<pipeline::PackedKv> packed;  // RETURN, packed
   // Facts for telemetry only.
   int64_t kept_tokens_total = 0, source_tokens_total = 0, moved_bytes = 0;
 };

@@ -46,6 +46,7 @@ class Engine {
   memory::PoolTable& Pools();
   memory::AttachmentTable& Attachments();
   memory::Store& Store();
+  EngineEvents* Events() const;  // may be null; RegisterPool and UnregisterPool tell it
   const Limits& GetLimits() const;
   absl::string_view BackendName() const;
   absl::string_view InstructionSet() const;

@@ -1,5 +1,5 @@
-// What observers may see of the engine. Called from workers; implementations are thread-safe, do not
-// block and do not call back. Never carries KV bytes or client ids.
+// What observers may see of the engine. Called from workers; implementations are thread-safe, do
+// not block and do not call back. Never carries KV bytes or client ids.
 #ifndef KVERN_SERVER_ENGINE_ENGINE_EVENTS_H_
 #define KVERN_SERVER_ENGINE_ENGINE_EVENTS_H_
 
@@ -33,7 +33,7 @@ struct EngineGauges {
   int64_t queue_depth = 0;
   double queue_oldest_seconds = 0;
   int64_t queued_bytes = 0;
-  int64_t pools[6] = {};              // by EngineLabel
+  int64_t pools[6] = {};  // by EngineLabel
   int64_t pool_mapped_bytes[6] = {};
   int64_t store_sequences = 0;
   int64_t store_used_bytes = 0;

@@ -56,6 +56,9 @@ class ModelRegistry {
                                                  const std::vector<std::string>& names) const;
 
  private:
+  // Evicts until `bytes` more fit. Errors: ResourceExhausted; nothing changes then.
+  absl::Status MakeRoom(int64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   const Limits limits_;
   mutable absl::Mutex mutex_;
   absl::btree_map<std::string, std::shared_ptr<const RegisteredModel>> models_

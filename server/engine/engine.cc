@@ -1,0 +1,287 @@
+// Admission: who may run at all, who gets an earlier answer, who waits in line.
+#include "server/engine/engine.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <utility>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "kernels/base/error_reason.h"
+#include "kernels/base/status_macros.h"
+#include "server/engine/decode_stored.h"
+#include "server/engine/failpoint.h"
+#include "server/engine/job_stop.h"
+#include "server/engine/replay_cache.h"
+#include "server/engine/run_call.h"
+#include "server/engine/sequence_memory.h"
+#include "server/engine/work_queue.h"
+
+namespace kvern::engine {
+namespace {
+
+using memory::EngineLabel;
+
+constexpr int64_t kRememberedBytes = int64_t{256} << 20;  // of positions, over all sequences
+
+using SharedJob = std::shared_ptr<const CompressJob>;
+
+}  // namespace
+
+struct Engine::Impl {
+  explicit Impl(EngineOptions options)
+      : limits(options.limits),
+        backend(std::move(options.backend)),
+        events(options.events),
+        models(limits),
+        pools(limits, &attachments),
+        remembered(limits.sequences, kRememberedBytes),
+        replays(limits) {}
+
+  void Admit(SharedJob job, Done done);
+  void Enqueue(const SharedJob& job, Done done);
+  absl::StatusOr<CompressResult> Run(const CompressJob& job, const RegisteredModel& model,
+                                     absl::Duration waited);
+  void AnswerWaiter(const SharedJob& job, const Done& done, const ReplayCache::Answer& answer);
+  EngineLabel LabelOf(const CompressJob& job) const;
+  JobStop StopOf(const CompressJob& job) const {
+    return JobStop(job.deadline, job.cancelled, &shutdown);
+  }
+  void Reject(const absl::Status& status);
+  void TellEvictions();
+
+  const Limits limits;
+  const std::unique_ptr<Backend> backend;
+  EngineEvents* const events;
+  ModelRegistry models;
+  memory::AttachmentTable attachments;
+  memory::PoolTable pools;
+  std::unique_ptr<memory::Store> store;
+  SequenceMemory remembered;
+  ReplayCache replays;
+  std::atomic<bool> shutdown{false};
+  std::atomic<int64_t> told_evictions{0};
+  std::unique_ptr<WorkQueue> queue;  // last: its tasks use all of the above
+};
+
+void Engine::Impl::Reject(const absl::Status& status) {
+  if (events == nullptr) return;
+  if (absl::IsUnavailable(status)) events->OnRejected(Rejection::kDraining);
+  if (absl::IsDeadlineExceeded(status)) events->OnRejected(Rejection::kDeadline);
+  if (ReasonOf(status) == "QUEUE_FULL") events->OnRejected(Rejection::kQueueFull);
+}
+
+EngineLabel Engine::Impl::LabelOf(const CompressJob& job) const {
+  for (const SequenceJob& sequence : job.sequences) {
+    const auto* paged = std::get_if<PagedSource>(&sequence.source);
+    if (paged == nullptr) continue;
+    const auto pool = pools.Find(paged->pool);
+    if (pool.ok()) return (*pool)->spec.engine;
+  }
+  return EngineLabel::kOther;
+}
+
+void Engine::Impl::TellEvictions() {
+  if (events == nullptr) return;
+  const int64_t evictions = store->Evictions();
+  int64_t told = told_evictions.load();
+  while (told < evictions) {
+    if (told_evictions.compare_exchange_weak(told, told + 1)) {
+      events->OnStoreEviction();
+      ++told;
+    }
+  }
+}
+
+absl::StatusOr<CompressResult> Engine::Impl::Run(const CompressJob& job,
+                                                 const RegisteredModel& model,
+                                                 absl::Duration waited) {
+  const Workplace workplace = {limits, *backend, models, pools, *store, remembered, events};
+  const JobStop stop = StopOf(job);
+  auto answer = RunCall(
+      {workplace, job, model, stop, limits.max_response_bytes, absl::ToInt64Microseconds(waited)});
+  TellEvictions();
+  return answer;
+}
+
+void Engine::Impl::Enqueue(const SharedJob& job, Done done) {
+  auto model = models.Find(job->model);
+  absl::Status status = model.status();
+  if (status.ok()) status = StopOf(*job).Check();
+  if (status.ok()) {
+    WorkQueue::Task task;
+    task.bytes = job->payload_bytes;
+    task.run = [this, job, model = *std::move(model), done](absl::Duration waited) {
+      done(Run(*job, *model, waited));
+    };
+    task.refuse = [this, done](absl::Status why) {
+      Reject(why);
+      done(std::move(why));
+    };
+    status = queue->Submit(std::move(task));
+  }
+  if (status.ok()) return;
+  Reject(status);
+  done(std::move(status));
+}
+
+// The answer of an equal call that came first. When that one's client left, this one still wants
+// it.
+void Engine::Impl::AnswerWaiter(const SharedJob& job, const Done& done,
+                                const ReplayCache::Answer& answer) {
+  if (!answer.ok()) {
+    if (IsStop(answer.status())) return Admit(job, done);
+    return done(answer.status());
+  }
+  if (events != nullptr) events->OnReplay(LabelOf(*job));
+  CompressResult copy = *answer;
+  copy.replayed = true;
+  done(std::move(copy));
+}
+
+void Engine::Impl::Admit(SharedJob job, Done done) {
+  if (!ReplayCache::Takes(*job)) return Enqueue(job, std::move(done));
+  auto start = replays.Begin(*job, absl::Now(), [this, job, done](const auto& answer) {
+    AnswerWaiter(job, done, answer);
+  });
+  if (!start.ok()) {
+    Reject(start.status());
+    return done(start.status());
+  }
+  switch (start->begun) {
+    case ReplayCache::Begun::kAttached:
+      return;
+    case ReplayCache::Begun::kAnswered:
+      if (events != nullptr) events->OnReplay(LabelOf(*job));
+      return done(*start->stored);
+    case ReplayCache::Begun::kRun:
+      break;
+  }
+  Enqueue(job, [this, job, done = std::move(done)](absl::StatusOr<CompressResult> answer) {
+    const auto waiters = replays.Finish(*job, absl::Now(), answer);
+    for (const ReplayCache::Waiter& waiter : waiters) waiter(answer);
+    done(std::move(answer));
+  });
+}
+
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Engine::~Engine() {
+  impl_->shutdown.store(true);
+  impl_->queue.reset();
+  impl_->attachments.OnClose(nullptr);
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
+  KVERN_CHECK(options.backend != nullptr);
+  if (const char* failpoints = std::getenv("KVERN_FAILPOINTS")) {
+    KVERN_RETURN_IF_ERROR(SetFailpoints(failpoints));
+  }
+  auto impl = std::make_unique<Impl>(std::move(options));
+  KVERN_ASSIGN_OR_RETURN(impl->store,
+                         memory::Store::Create(impl->limits.store_bytes, impl->limits.sequences));
+  impl->attachments.OnClose([state = impl.get()](int64_t connection) {
+    const int64_t expired = state->pools.ExpireConnection(connection);
+    for (int64_t i = 0; state->events != nullptr && i < expired; ++i) {
+      state->events->OnPoolEvent(PoolEvent::kPeerDied);
+    }
+  });
+  impl->queue = std::make_unique<WorkQueue>(impl->limits);
+  return std::unique_ptr<Engine>(new Engine(std::move(impl)));
+}
+
+void Engine::Compress(CompressJob job, Done done) {
+  if (impl_->queue->Draining()) {
+    const absl::Status status = WorkQueue::DrainingError();
+    impl_->Reject(status);
+    return done(status);
+  }
+  impl_->Admit(std::make_shared<const CompressJob>(std::move(job)), std::move(done));
+}
+
+absl::StatusOr<CompressResult> Engine::CompressAndWait(CompressJob job) {
+  absl::StatusOr<CompressResult> result;
+  absl::Notification ended;
+  Compress(std::move(job), [&](absl::StatusOr<CompressResult> answer) {
+    result = std::move(answer);
+    ended.Notify();
+  });
+  ended.WaitForNotification();
+  return result;
+}
+
+int64_t Engine::Release(const std::vector<std::string>& sequence_ids) {
+  impl_->replays.Forget({sequence_ids.begin(), sequence_ids.end()});
+  int64_t released = 0;
+  for (const std::string& id : sequence_ids) {
+    const bool remembered = impl_->remembered.Forget(id);
+    const bool stored = impl_->store->Release(id);
+    released += remembered || stored ? 1 : 0;
+  }
+  return released;
+}
+
+absl::Status Engine::DecodeStored(const memory::StoredSequence& sequence, absl::Time deadline,
+                                  std::vector<std::byte>* k, std::vector<std::byte>* v) {
+  KVERN_ASSIGN_OR_RETURN(const auto model, impl_->models.Find(sequence.Info().model));
+  const JobStop stop(deadline, nullptr, &impl_->shutdown);
+  DenseKv dense;
+  absl::Status status;
+  absl::Notification ended;
+  const auto end = [&](absl::Status outcome) {
+    status = std::move(outcome);
+    ended.Notify();
+  };
+  WorkQueue::Task task;
+  task.bytes = sequence.StoredBytes();
+  task.run = [&](absl::Duration) {
+    const BoundStop bound(*impl_->backend, &stop, nullptr);
+    const absl::Status wanted = stop.Check();
+    end(wanted.ok() ? DecodePacked(*impl_->backend, model->spec, sequence, &dense) : wanted);
+  };
+  task.refuse = end;
+  const absl::Status taken = impl_->queue->Submit(std::move(task));
+  if (!taken.ok()) {
+    impl_->Reject(taken);
+    return taken;
+  }
+  ended.WaitForNotification();
+  KVERN_RETURN_IF_ERROR(status);
+  *k = std::move(dense.k);
+  *v = std::move(dense.v);
+  return absl::OkStatus();
+}
+
+bool Engine::Drain(absl::Duration patience) { return impl_->queue->Drain(patience); }
+
+ModelRegistry& Engine::Models() { return impl_->models; }
+memory::PoolTable& Engine::Pools() { return impl_->pools; }
+memory::AttachmentTable& Engine::Attachments() { return impl_->attachments; }
+memory::Store& Engine::Store() { return *impl_->store; }
+EngineEvents* Engine::Events() const { return impl_->events; }
+const Limits& Engine::GetLimits() const { return impl_->limits; }
+absl::string_view Engine::BackendName() const { return impl_->backend->Name(); }
+absl::string_view Engine::InstructionSet() const { return impl_->backend->InstructionSet(); }
+
+EngineGauges Engine::Gauges() const {
+  impl_->TellEvictions();
+  EngineGauges gauges;
+  const WorkQueue::Levels levels = impl_->queue->Now();
+  gauges.queue_depth = levels.depth;
+  gauges.queue_oldest_seconds = levels.oldest_seconds;
+  gauges.queued_bytes = levels.bytes;
+  for (const auto& pool : impl_->pools.List()) {
+    const auto label = static_cast<size_t>(pool->spec.engine);
+    ++gauges.pools[label];
+    gauges.pool_mapped_bytes[label] += pool->mapped_bytes;
+  }
+  gauges.store_sequences = static_cast<int64_t>(impl_->store->List().size());
+  gauges.store_used_bytes = impl_->store->UsedBytes();
+  gauges.store_capacity_bytes = impl_->store->CapacityBytes();
+  gauges.attachments = impl_->attachments.Count();
+  gauges.remembered_sequences = impl_->remembered.Count();
+  return gauges;
+}
+
+}  // namespace kvern::engine

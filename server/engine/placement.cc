@@ -1,0 +1,183 @@
+// Tables are planned before bytes move, so that a refusal costs nothing and a move decides nothing.
+#include "server/engine/placement.h"
+
+#include <algorithm>
+#include <limits>
+#include <new>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/base/error_reason.h"
+#include "kernels/base/status_macros.h"
+
+namespace kvern::engine {
+namespace {
+
+using pipeline::Placement;
+
+// A fault that allocation throws must not skip the words for what it left behind.
+absl::Status MoveTokens(const Placing& placing, const pipeline::MoveTarget& target) {
+  try {
+    return pipeline::Move(placing.backend, placing.source.input, placing.policy, placing.plan,
+                          target);
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("move: got no memory for scratch, want more of it");
+  }
+}
+
+int64_t BlockTokens(const BoundSource& source) { return source.pool->spec.block_tokens; }
+
+int64_t PrefixTokens(const Placing& placing) { return placing.source.input.readonly_prefix_tokens; }
+
+pipeline::MoveTarget PoolTarget(const Placing& placing, const SequenceResult& result) {
+  pipeline::MoveTarget target;
+  const int64_t tokens = placing.plan.max_kept;
+  for (int64_t layer = 0; layer < placing.source.input.Layers(); ++layer) {
+    target.keys.push_back(placing.source.pool->Keys(layer, result.block_ids, tokens));
+    target.values.push_back(placing.source.pool->Values(layer, result.block_ids, tokens));
+  }
+  target.first_slot = PrefixTokens(placing);
+  return target;
+}
+
+int64_t MovedBytes(const Placing& placing) {
+  const int64_t prefix = PrefixTokens(placing) * placing.source.Shape().Rows();
+  const auto kept = static_cast<int64_t>(placing.plan.keep.tokens.size());
+  return (kept - prefix) * placing.source.TokenBytes();
+}
+
+// The slot of the token after the result's last one. Its block may be one past the table: then it
+// is the next destination block, or, when the caller gave none, no slot at all.
+uint64_t NextSlot(const std::vector<uint32_t>& blocks, int64_t tokens, int64_t block_tokens) {
+  const auto block = static_cast<size_t>(tokens / block_tokens);
+  if (block >= blocks.size()) return std::numeric_limits<uint64_t>::max();
+  return uint64_t{blocks[block]} * static_cast<uint64_t>(block_tokens) +
+         static_cast<uint64_t>(tokens % block_tokens);
+}
+
+}  // namespace
+
+absl::Status PlanTable(const BoundSource& source, Placement placement, int64_t tokens,
+                       SequenceResult* result) {
+  const int64_t block_tokens = BlockTokens(source);
+  const std::vector<uint32_t>& before = source.paged->block_ids;
+  const int64_t blocks = (tokens + block_tokens - 1) / block_tokens;
+  if (placement == Placement::kCompact) {
+    result->block_ids.assign(before.begin(), before.begin() + blocks);
+    result->freed_block_ids.assign(before.begin() + blocks, before.end());
+    result->next_slot = NextSlot(result->block_ids, tokens, block_tokens);
+    return absl::OkStatus();
+  }
+  const std::vector<uint32_t>& destination = source.paged->destination_block_ids;
+  const int64_t prefix = source.input.readonly_prefix_tokens / block_tokens;
+  const int64_t fresh = std::max<int64_t>(0, blocks - prefix);
+  if (static_cast<int64_t>(destination.size()) < fresh) {
+    return WithReason(
+        absl::FailedPreconditionError(absl::StrCat("paged.destination_block_ids: got ",
+                                                   destination.size(), " blocks, want ", fresh)),
+        "DESTINATION_TOO_SMALL");
+  }
+  std::vector<uint32_t> reachable(before.begin(), before.begin() + prefix);
+  reachable.insert(reachable.end(), destination.begin(), destination.end());
+  result->next_slot = NextSlot(reachable, tokens, block_tokens);
+  reachable.resize(prefix + fresh);
+  result->block_ids = std::move(reachable);
+  result->freed_block_ids.assign(before.begin() + prefix, before.end());
+  return absl::OkStatus();
+}
+
+void KeepTable(const BoundSource& source, SequenceResult* result) {
+  result->block_ids = source.paged->block_ids;
+  result->freed_block_ids.clear();
+  result->next_slot = NextSlot(result->block_ids, source.input.Tokens(), BlockTokens(source));
+}
+
+absl::Status CopyTo(const Placing& placing, SequenceResult* result) {
+  KVERN_RETURN_IF_ERROR(Hit(Failpoint::kBeforeCopyMove));
+  {
+    const MoveStop stop(&placing.stop, Failpoint::kWithinCopyMove);
+    const BoundStop bound(placing.backend, &stop, &placing.stop);
+    KVERN_RETURN_IF_ERROR(MoveTokens(placing, PoolTarget(placing, *result)));
+  }
+  result->moved_bytes = MovedBytes(placing);
+  return Hit(Failpoint::kAfterCopyMove);
+}
+
+absl::Status Compact(const Placing& placing, SequenceResult* result) {
+  pipeline::MoveTarget target = PoolTarget(placing, *result);
+  target.in_place = true;
+  KVERN_RETURN_IF_ERROR(placing.stop.Check());
+  // From here on the only live copy is being rewritten: the move runs to its end, whoever left.
+  const MoveStop stop(nullptr, Failpoint::kWithinCompactMove);
+  const BoundStop bound(placing.backend, IsSet(Failpoint::kWithinCompactMove) ? &stop : nullptr,
+                        &placing.stop);
+  const absl::Status moved = MoveTokens(placing, target);
+  if (!moved.ok()) return Poisoned(absl::StatusCodeToString(moved.code()));
+  result->moved_bytes = MovedBytes(placing);
+  return absl::OkStatus();
+}
+
+absl::Status Return(const Placing& placing, SequenceResult* result) {
+  if (placing.policy.codecs.Packs()) {
+    KVERN_ASSIGN_OR_RETURN(result->packed, pipeline::Pack(placing.backend, placing.source.input,
+                                                          placing.policy, placing.plan, {}));
+    result->moved_bytes = result->packed->Bytes();
+    return absl::OkStatus();
+  }
+  const pipeline::SequenceInput& input = placing.source.input;
+  const int64_t head_dim = input.model->head_dim;
+  const DType dtype = placing.source.dtype;
+  const int64_t layer_bytes = input.KvHeads() * placing.plan.max_kept * head_dim * SizeOf(dtype);
+  result->k.resize(input.Layers() * layer_bytes);
+  result->v.resize(input.Layers() * layer_bytes);
+  pipeline::MoveTarget target;
+  for (int64_t layer = 0; layer < input.Layers(); ++layer) {
+    const auto view = [&](std::vector<std::byte>& bytes) {
+      return DenseKvRef(dtype, bytes.data() + layer * layer_bytes, input.KvHeads(),
+                        placing.plan.max_kept, head_dim);
+    };
+    target.keys.push_back(view(result->k));
+    target.values.push_back(view(result->v));
+  }
+  result->moved_bytes = MovedBytes(placing);
+  return MoveTokens(placing, target);
+}
+
+std::vector<int32_t> PositionsAfter(const pipeline::KeepPlan& plan,
+                                    const pipeline::ResolvedPolicy& policy) {
+  std::vector<int32_t> positions = plan.kept_positions;
+  if (policy.positions != pipeline::PositionMode::kRenumber) return positions;
+  for (size_t at = 0; at < positions.size(); ++at) {
+    if (positions[at] >= 0) positions[at] = static_cast<int32_t>(at % plan.max_kept);
+  }
+  return positions;
+}
+
+absl::Status Poisoned(absl::string_view code) {
+  return WithReason(absl::DataLossError(absl::StrCat("sequence: got a fault (", code,
+                                                     ") while its tokens moved in place, want it "
+                                                     "recomputed")),
+                    "SEQUENCE_POISONED");
+}
+
+int64_t UnmovedTokens(const pipeline::SequenceInput& input, const pipeline::KeepPlan& plan,
+                      const pipeline::ResolvedPolicy& policy) {
+  const KeepList& keep = plan.keep;
+  const bool renumber = policy.positions == pipeline::PositionMode::kRenumber;
+  int64_t unmoved = plan.max_kept;
+  for (int64_t layer = 0; layer < keep.layers; ++layer) {
+    for (int64_t head = 0; head < keep.kv_heads; ++head) {
+      const int32_t* row = keep.Row(layer, head);
+      const int64_t count = std::min(unmoved, keep.Count(layer, head));
+      int64_t slot = 0;
+      while (slot < count && row[slot] == slot &&
+             (!renumber || input.Position(layer, head, slot) == slot)) {
+        ++slot;
+      }
+      unmoved = slot;
+    }
+  }
+  return unmoved;
+}
+
+}  // namespace kvern::engine

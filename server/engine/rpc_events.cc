@@ -1,0 +1,20 @@
+// Names of calls, as the proto spells them.
+#include "server/engine/rpc_events.h"
+
+#include "kernels/base/status_macros.h"
+
+namespace kvern::engine {
+
+const char* Name(Rpc rpc) {
+  constexpr const char* kNames[] = {
+      "CompressCache",  "ReleaseSequences",  "RegisterPool",   "GetPool",       "ListPools",
+      "UnregisterPool", "PutSequence",       "AppendSequence", "FetchSequence", "GetSequence",
+      "ListSequences",  "DeleteSequence",    "RegisterModel",  "GetModel",      "ListModels",
+      "DeleteModel",    "ImportCalibration", "GetServerInfo",  "ListStages"};
+  static_assert(std::size(kNames) == kRpcCount);
+  const int index = static_cast<int>(rpc);
+  KVERN_CHECK(index >= 0 && index < kRpcCount);
+  return kNames[index];
+}
+
+}  // namespace kvern::engine

@@ -1,0 +1,403 @@
+// All refusals come before the first byte moves; after it there is publishing, which cannot fail.
+#include "server/engine/run_sequence.h"
+
+#include <algorithm>
+#include <limits>
+#include <memory>
+#include <new>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "kernels/base/error_reason.h"
+#include "kernels/base/status_macros.h"
+#include "server/engine/placement.h"
+#include "server/engine/report.h"
+#include "server/engine/response_size.h"
+#include "server/engine/source.h"
+#include "server/pipeline/plan.h"
+#include "server/pipeline/resolve.h"
+
+namespace kvern::engine {
+namespace {
+
+using pipeline::Placement;
+using pipeline::PositionMode;
+using pipeline::ShapeClass;
+
+int64_t MicrosSince(absl::Time start) { return absl::ToInt64Microseconds(absl::Now() - start); }
+
+absl::Status Bad(const std::string& field, const std::string& what) {
+  return WithField(absl::InvalidArgumentError(absl::StrCat(field, ": ", what)), field);
+}
+
+bool WritesPool(Placement placement) {
+  return placement == Placement::kCopyTo || placement == Placement::kCompact;
+}
+
+// Lowest class of any sets with these counts.
+ShapeClass ClassOfCounts(const std::vector<int32_t>& counts, int64_t kv_heads) {
+  ShapeClass lowest = ShapeClass::kS0;
+  for (size_t row = 1; row < counts.size(); ++row) {
+    if (counts[row] == counts[row - 1]) continue;
+    if (row % kv_heads != 0) return ShapeClass::kS4;
+    lowest = ShapeClass::kS3;
+  }
+  return lowest;
+}
+
+class SequenceRun {
+ public:
+  SequenceRun(CallRun* call, size_t index, SequenceResult* result)
+      : call_(*call), job_(call->job.sequences[index]), result_(*result) {}
+
+  absl::Status Run() {
+    KVERN_RETURN_IF_ERROR(job_.edge_status);
+    KVERN_RETURN_IF_ERROR(call_.stop.Check());
+    KVERN_RETURN_IF_ERROR(Bind());
+    KVERN_RETURN_IF_ERROR(Decide());
+    KVERN_RETURN_IF_ERROR(Plan());
+    Describe();
+    if (!call_.job.validate_only) {
+      KVERN_RETURN_IF_ERROR(Place());
+      KVERN_RETURN_IF_ERROR(Publish());
+    }
+    Finish();
+    return absl::OkStatus();
+  }
+
+  bool MovedInPlace() const {
+    return policy_.placement == Placement::kCompact && result_.moved_bytes > 0;
+  }
+
+  memory::EngineLabel Engine() const {
+    return source_ == nullptr ? memory::EngineLabel::kOther : source_->engine;
+  }
+
+ private:
+  absl::Status Bind();
+  absl::Status BindPositions();
+  absl::Status CheckEpoch();
+  absl::Status Decide();
+  bool IsIdentity() const;
+  absl::Status CheckShape(ShapeClass shape) const;
+  absl::Status CheckResponse();
+  absl::Status Plan();
+  absl::Status Place();
+  absl::Status Publish();
+  void Describe();
+  void DescribeSlots();
+  void Finish();
+
+  CallRun& call_;
+  const SequenceJob& job_;
+  SequenceResult& result_;
+  std::unique_ptr<BoundSource> source_;
+  std::shared_ptr<const RememberedSlots> remembered_;
+  pipeline::ResolvedPolicy policy_;
+  ResponseFields fields_;
+  pipeline::KeepPlan plan_;
+  bool identity_ = false;
+  std::shared_ptr<const RememberedSlots> slots_;  // to be remembered
+};
+
+absl::Status SequenceRun::CheckEpoch() {
+  if (job_.epoch == std::numeric_limits<uint64_t>::max()) {
+    return Bad("epoch", "got 2^64 - 1, want a lower one, so that it can grow");
+  }
+  if (source_->paged != nullptr) {
+    KVERN_ASSIGN_OR_RETURN(remembered_,
+                           call_.workplace.remembered.Look(job_.sequence_id, job_.epoch));
+    return absl::OkStatus();
+  }
+  const bool stale = source_->stored != nullptr && job_.epoch < source_->stored->Info().epoch;
+  if (!stale) return absl::OkStatus();
+  return WithReason(absl::AbortedError(absl::StrCat("epoch: got ", job_.epoch, ", want ",
+                                                    source_->stored->Info().epoch, " or higher")),
+                    "EPOCH_MISMATCH");
+}
+
+absl::Status SequenceRun::BindPositions() {
+  const SlotShape shape = source_->Shape();
+  SlotPositions positions = Consecutive(shape);
+  bool guessed = false;
+  if (!job_.positions.empty()) {
+    positions = {job_.positions, job_.per_head_positions, shape.tokens};
+  } else if (remembered_ != nullptr) {
+    positions = Extend(*remembered_, shape);
+  } else if (source_->stored != nullptr && !source_->stored->Info().positions.empty()) {
+    const memory::StoredInfo& info = source_->stored->Info();
+    positions = {info.positions, info.per_head_positions, info.logical_tokens};
+  } else {
+    guessed = job_.logical_tokens > shape.tokens;
+  }
+  if (job_.logical_tokens != 0) positions.logical_tokens = job_.logical_tokens;
+  if (positions.logical_tokens < shape.tokens ||
+      positions.logical_tokens > std::numeric_limits<int32_t>::max()) {
+    return Bad("num_logical_tokens", absl::StrCat("got ", positions.logical_tokens, ", want ",
+                                                  shape.tokens, "..2^31 - 1"));
+  }
+  KVERN_RETURN_IF_ERROR(CheckPositions(positions, shape, "positions"));
+  if (guessed) {
+    result_.warnings.push_back(absl::StrCat("positions: none were sent or remembered although ",
+                                            positions.logical_tokens - shape.tokens,
+                                            " tokens were dropped; took 0, 1, 2, ..."));
+  }
+  source_->input.positions = std::move(positions.values);
+  source_->input.per_head_positions = positions.per_head;
+  source_->input.logical_tokens = positions.logical_tokens;
+  return absl::OkStatus();
+}
+
+absl::Status SequenceRun::Bind() {
+  const Workplace& workplace = call_.workplace;
+  KVERN_ASSIGN_OR_RETURN(source_, BindSource(job_, {&workplace.pools, &workplace.store},
+                                             call_.model, workplace.limits));
+  KVERN_RETURN_IF_ERROR(CheckEpoch());
+  KVERN_RETURN_IF_ERROR(BindPositions());
+  KVERN_RETURN_IF_ERROR(BindDetails(job_, source_.get()));
+  DescribeSource(*source_, &result_);
+  return absl::OkStatus();
+}
+
+bool SequenceRun::IsIdentity() const {
+  const pipeline::SequenceInput& input = source_->input;
+  if (policy_.codecs.Packs() || !plan_.counts.EverythingStays(input)) return false;
+  // Bytes that are to lie elsewhere are not where they should be yet.
+  if (policy_.placement == Placement::kToStore && source_->stored == nullptr) return false;
+  if (policy_.positions == PositionMode::kKeepLogical) return true;
+  const int64_t rows = input.per_head_positions ? source_->Shape().Rows() : 1;
+  const int64_t tokens = input.Tokens();
+  for (int64_t at = 0; at < rows * tokens; ++at) {
+    if (input.positions[at] >= 0 && input.positions[at] != at % tokens) return false;
+  }
+  return true;
+}
+
+absl::Status SequenceRun::CheckShape(ShapeClass shape) const {
+  if (policy_.positions == PositionMode::kRenumber && shape > ShapeClass::kS2) {
+    return WithReason(
+        absl::FailedPreconditionError(absl::StrCat("shape class: got S", static_cast<int>(shape),
+                                                   ", want at most S2 for RENUMBER")),
+        "SHAPE_CLASS");
+  }
+  const bool stays_in_pool =
+      WritesPool(policy_.placement) || policy_.placement == Placement::kIndicesOnly;
+  if (source_->pool == nullptr || !stays_in_pool) return absl::OkStatus();
+  if (static_cast<int>(shape) <= source_->pool->spec.max_shape_class) return absl::OkStatus();
+  return WithReason(absl::FailedPreconditionError(absl::StrCat(
+                        "shape class: got S", static_cast<int>(shape),
+                        ", want at most the pool's S", source_->pool->spec.max_shape_class)),
+                    "SHAPE_CLASS");
+}
+
+absl::Status SequenceRun::CheckResponse() {
+  const int64_t bytes = ResponseBytes(*source_, policy_, plan_.counts.counts, fields_);
+  if (bytes > call_.response_bytes_left) {
+    return WithReason(absl::ResourceExhaustedError(
+                          absl::StrCat("response: got ", bytes, " bytes, want at most ",
+                                       call_.response_bytes_left, " (--max-response-bytes)")),
+                      "RESPONSE_TOO_LARGE");
+  }
+  call_.response_bytes_left -= bytes;
+  return absl::OkStatus();
+}
+
+absl::Status SequenceRun::Decide() {
+  const pipeline::Policy& asked = job_.policy.has_value() ? *job_.policy : call_.job.policy;
+  KVERN_ASSIGN_OR_RETURN(source_->calibrations,
+                         call_.workplace.models.Resolve(call_.model, asked.calibrations));
+  KVERN_ASSIGN_OR_RETURN(policy_, pipeline::Resolve(asked, AvailabilityOf(*source_)));
+  DescribePolicy(policy_, &result_);
+  fields_ = FieldsFor(call_.job.fields, policy_.placement);
+  if (source_->pool != nullptr && source_->pool->spec.read_only && WritesPool(policy_.placement)) {
+    return WithReason(absl::FailedPreconditionError("placement: got one that writes a read-only "
+                                                    "pool, want INDICES_ONLY or TO_STORE"),
+                      "POOL_READ_ONLY");
+  }
+  if (policy_.placement == Placement::kToStore) KVERN_RETURN_IF_ERROR(CheckStoreId(job_));
+  const absl::Time start = absl::Now();
+  KVERN_ASSIGN_OR_RETURN(plan_.counts, pipeline::PlanCounts(source_->input, policy_));
+  result_.micros.plan = MicrosSince(start);
+  identity_ = IsIdentity();
+  KVERN_RETURN_IF_ERROR(CheckResponse());
+  if (!identity_) {
+    KVERN_RETURN_IF_ERROR(CheckShape(ClassOfCounts(plan_.counts.counts, source_->input.KvHeads())));
+  }
+  if (!WritesPool(policy_.placement)) return absl::OkStatus();
+  if (identity_) {
+    KeepTable(*source_, &result_);
+    return absl::OkStatus();
+  }
+  const std::vector<int32_t>& counts = plan_.counts.counts;
+  const int64_t longest = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
+  return PlanTable(*source_, policy_.placement, longest, &result_);
+}
+
+absl::Status SequenceRun::Plan() {
+  if (identity_) {
+    plan_ = IdentityPlan(source_->input, std::move(plan_.counts));
+    return absl::OkStatus();
+  }
+  KVERN_ASSIGN_OR_RETURN(plan_,
+                         pipeline::PlanKeep(call_.workplace.backend, source_->input, policy_));
+  result_.micros.plan += plan_.micros.plan;
+  result_.micros.score = plan_.micros.score;
+  result_.micros.select = plan_.micros.select;
+  return CheckShape(plan_.shape_class);
+}
+
+absl::Status SequenceRun::Place() {
+  // A caller that gets bytes back gets them, changed or not.
+  const bool moves = !identity_ || policy_.placement == Placement::kReturn;
+  if (!moves) return absl::OkStatus();
+  const Placing placing = {
+      call_.workplace.backend, call_.stop, job_, call_.model.id, *source_, policy_, plan_};
+  const absl::Time start = absl::Now();
+  absl::Status placed;
+  switch (policy_.placement) {
+    case Placement::kCopyTo:
+      placed = CopyTo(placing, &result_);
+      break;
+    case Placement::kCompact:
+      placed = Compact(placing, &result_);
+      break;
+    case Placement::kToStore:
+      placed = ToStore(placing, call_.workplace.store, &result_);
+      break;
+    case Placement::kReturn:
+      placed = Return(placing, &result_);
+      break;
+    case Placement::kIndicesOnly:
+    case Placement::kDefault:
+      break;
+  }
+  int64_t& micros = policy_.codecs.Packs() ? result_.micros.encode : result_.micros.move;
+  micros = MicrosSince(start);
+  return placed;
+}
+
+absl::Status SequenceRun::Publish() {
+  if (!identity_ && policy_.placement == Placement::kCopyTo) {
+    KVERN_RETURN_IF_ERROR(Hit(Failpoint::kBeforePublish));
+  }
+  const bool advances = !identity_ && policy_.placement != Placement::kIndicesOnly;
+  const uint64_t epoch = job_.epoch + (advances ? 1 : 0);
+  if (source_->paged != nullptr) {
+    call_.workplace.remembered.Remember(job_.sequence_id, epoch, slots_);
+  }
+  result_.epoch = epoch;
+  // What is published stands, so an error set here has nothing left to undo.
+  const absl::Status late = Hit(Failpoint::kAfterPublish);
+  if (!late.ok()) result_.warnings.push_back(std::string(late.message()));
+  return absl::OkStatus();
+}
+
+// What the sequence's slots will hold, for the answer and for the next call.
+void SequenceRun::DescribeSlots() {
+  std::vector<int32_t> after = PositionsAfter(plan_, policy_);
+  if (fields_.positions) result_.positions = after;
+  if (source_->paged == nullptr) return;
+  const pipeline::SequenceInput& input = source_->input;
+  const bool moved = !identity_ && WritesPool(policy_.placement);
+  const int64_t tokens = moved ? plan_.max_kept : input.Tokens();
+  SlotPositions positions = {moved ? std::move(after) : input.positions,
+                             moved || input.per_head_positions, input.logical_tokens};
+  positions = Shared(std::move(positions), tokens);
+  if (moved && policy_.positions == PositionMode::kRenumber) {
+    positions.logical_tokens = plan_.max_kept;
+  }
+  // 0, 1, 2, ... is the default and needs no memory.
+  if (positions.logical_tokens == tokens && !positions.per_head) return;
+  slots_ = std::make_shared<RememberedSlots>(RememberedSlots{
+      std::move(positions.values), positions.per_head, tokens, positions.logical_tokens});
+}
+
+// All that needs memory is done before the first byte moves.
+void SequenceRun::Describe() {
+  result_.outcome = identity_ ? Outcome::kNoop : Outcome::kApplied;
+  DescribePlan(*source_, policy_, plan_, &result_);
+  DescribeSlots();
+  if (fields_.kept) result_.kept = PaddedKeep(plan_);
+  if (fields_.scores) result_.scores = std::move(plan_.scores);
+  if (identity_ && policy_.placement == Placement::kToStore) {
+    result_.stored_sequence = source_->stored->Info().id;
+  }
+  if (source_->paged == nullptr) return;
+  if (identity_ || !WritesPool(policy_.placement)) {
+    result_.publishable_prefix_tokens = source_->input.Tokens();
+  } else if (policy_.placement == Placement::kCopyTo) {
+    result_.publishable_prefix_tokens = source_->input.readonly_prefix_tokens;
+  } else {
+    const int64_t unmoved = UnmovedTokens(source_->input, plan_, policy_);
+    result_.publishable_prefix_tokens = unmoved - unmoved % source_->pool->spec.block_tokens;
+  }
+}
+
+void SequenceRun::Finish() {
+  DescribePacked(&result_);
+  if (!fields_.k) result_.k.clear();
+  if (!fields_.v) result_.v.clear();
+  if (!fields_.packed || policy_.placement != Placement::kReturn) result_.packed.reset();
+}
+
+// Only a path inside the sequence is known below; the caller knows the request's.
+absl::Status InRequest(const absl::Status& status, size_t index) {
+  const std::string field = FieldOf(status);
+  const std::string prefix = absl::StrCat("sequences[", index, "]");
+  if (field.empty() || absl::StartsWith(field, "sequences[")) return status;
+  return WithField(status, absl::StrCat(prefix, ".", field));
+}
+
+void Notify(const SequenceResult& result, memory::EngineLabel engine, const CallRun& call) {
+  EngineEvents* const events = call.workplace.events;
+  if (events == nullptr) return;
+  const std::string reason = ReasonOf(result.status);
+  if (reason == "EPOCH_MISMATCH") {
+    events->OnRejected(Rejection::kEpoch);
+    events->OnEpochConflict(engine);
+  }
+  if (reason == "SHAPE_CLASS") events->OnRejected(Rejection::kShapeClass);
+  if (reason == "SEQUENCE_POISONED") events->OnPoisoned(engine);
+  if (absl::IsResourceExhausted(result.status)) events->OnRejected(Rejection::kQuota);
+  // A plan that moved nothing compressed nothing.
+  if (call.job.validate_only) return;
+  NotifyStages(result, events);
+  events->OnSequence(result, engine);
+}
+
+}  // namespace
+
+SequenceResult RunSequence(CallRun* call, size_t index) {
+  const SequenceJob& job = call->job.sequences[index];
+  SequenceResult result;
+  result.sequence_id = job.sequence_id;
+  result.epoch = job.epoch;
+  result.logical_tokens = job.logical_tokens;
+  result.queue_us = call->queue_us;
+  result.preset = (job.policy.has_value() ? *job.policy : call->job.policy).preset;
+  SequenceRun run(call, index, &result);
+  const BoundStop bound(call->workplace.backend, &call->stop, nullptr);
+  absl::Status status;
+  try {
+    status = run.Run();
+  } catch (const std::bad_alloc&) {
+    status =
+        run.MovedInPlace()
+            ? Poisoned("RESOURCE_EXHAUSTED")
+            : absl::ResourceExhaustedError("sequence: got no memory for its plan, want more of it");
+  }
+  if (!status.ok()) {
+    result = Refused(result);
+    result.epoch = job.epoch;
+    // The old content is gone, so whatever was remembered of it is wrong.
+    if (absl::IsDataLoss(status)) call->workplace.remembered.Forget(job.sequence_id);
+    result.outcome = IsStop(status) ? Outcome::kSkipped : Outcome::kFailed;
+    result.status = InRequest(status, index);
+  }
+  Notify(result, run.Engine(), *call);
+  return result;
+}
+
+}  // namespace kvern::engine

@@ -1,0 +1,126 @@
+// TO_STORE: the result becomes a stored sequence that nobody sees before it is whole.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/error_reason.h"
+#include "kernels/base/status_macros.h"
+#include "server/engine/failpoint.h"
+#include "server/engine/placement.h"
+
+namespace kvern::engine {
+namespace {
+
+using memory::Store;
+using memory::StoredInfo;
+using memory::StoredSequence;
+
+bool EqualCounts(const std::vector<int32_t>& counts) {
+  return std::all_of(counts.begin(), counts.end(),
+                     [&](int32_t count) { return count == counts.front(); });
+}
+
+StoredInfo InfoOf(const Placing& placing) {
+  const BoundSource& source = placing.source;
+  StoredInfo info;
+  const auto* stored = std::get_if<StoredSource>(&placing.job.source);
+  info.id = stored != nullptr ? stored->sequence : placing.job.sequence_id;
+  info.model = placing.model;
+  info.layer_indices = source.input.layer_indices;
+  info.dtype = source.dtype;
+  info.kv_heads = source.input.model->kv_heads;
+  info.head_dim = source.input.model->head_dim;
+  info.num_tokens = placing.plan.max_kept;
+  info.logical_tokens = source.input.logical_tokens;
+  info.epoch = placing.job.epoch + 1;
+  if (!EqualCounts(placing.plan.counts.counts)) info.lengths = placing.plan.counts.counts;
+  SlotPositions positions =
+      Shared({PositionsAfter(placing.plan, placing.policy), true, 0}, placing.plan.max_kept);
+  info.positions = std::move(positions.values);
+  info.per_head_positions = positions.per_head;
+  info.k_codec = pipeline::ToText(placing.policy.codecs.k);
+  info.v_codec = pipeline::ToText(placing.policy.codecs.v);
+  return info;
+}
+
+absl::StatusOr<std::shared_ptr<StoredSequence>> WritePacked(const Placing& placing, Store& store,
+                                                            StoredInfo info,
+                                                            SequenceResult* result) {
+  KVERN_ASSIGN_OR_RETURN(
+      pipeline::PackedKv packed,
+      pipeline::Pack(placing.backend, placing.source.input, placing.policy, placing.plan, {}));
+  info.table = packed.table;
+  info.mean_key = packed.mean_key;
+  const auto block_bytes = static_cast<int64_t>(packed.blocks.size());
+  KVERN_ASSIGN_OR_RETURN(std::shared_ptr<StoredSequence> stored,
+                         store.AllocatePacked(std::move(info), block_bytes));
+  if (block_bytes > 0) {
+    std::memcpy(stored->Blocks().data(), packed.blocks.data(), packed.blocks.size());
+  }
+  result->moved_bytes = packed.Bytes();
+  result->packed = std::move(packed);  // the report reads its counts, then drops it
+  return stored;
+}
+
+absl::StatusOr<std::shared_ptr<StoredSequence>> WriteDense(const Placing& placing, Store& store,
+                                                           StoredInfo info,
+                                                           SequenceResult* result) {
+  KVERN_ASSIGN_OR_RETURN(std::shared_ptr<StoredSequence> stored,
+                         store.AllocateDense(std::move(info)));
+  pipeline::MoveTarget target;
+  for (int64_t layer = 0; layer < placing.source.input.Layers(); ++layer) {
+    target.keys.push_back(stored->Keys(layer));
+    target.values.push_back(stored->Values(layer));
+  }
+  KVERN_RETURN_IF_ERROR(
+      pipeline::Move(placing.backend, placing.source.input, placing.policy, placing.plan, target));
+  result->moved_bytes =
+      static_cast<int64_t>(placing.plan.keep.tokens.size()) * placing.source.TokenBytes();
+  return stored;
+}
+
+// A paged sequence may renew what an earlier call stored of it: that one holds the epoch which that
+// call answered, so it is this job's.
+absl::Status Publish(const Placing& placing, Store& store,
+                     std::shared_ptr<StoredSequence> sequence) {
+  KVERN_RETURN_IF_ERROR(Hit(Failpoint::kBeforeStoreCommit));
+  if (placing.source.stored != nullptr) {
+    return store.Publish(std::move(sequence), Store::Commit::kReplace,
+                         placing.source.stored->Info().epoch);
+  }
+  const auto earlier = store.Find(sequence->Info().id);
+  const bool renews = earlier.ok() && (*earlier)->Info().epoch == placing.job.epoch &&
+                      (*earlier)->Info().model == sequence->Info().model;
+  return store.Publish(std::move(sequence), renews ? Store::Commit::kReplace : Store::Commit::kNew,
+                       placing.job.epoch);
+}
+
+}  // namespace
+
+absl::Status CheckStoreId(const SequenceJob& job) {
+  if (std::holds_alternative<StoredSource>(job.source)) return absl::OkStatus();
+  const std::string& id = job.sequence_id;
+  const bool fits = std::all_of(id.begin(), id.end(), [](unsigned char c) {
+    return absl::ascii_isalnum(c) || c == '_' || c == '.' || c == '-';
+  });
+  if (fits && !id.empty() && id.size() <= 128) return absl::OkStatus();
+  return WithField(absl::InvalidArgumentError("sequence_id: got one that cannot name a stored "
+                                              "sequence, want 1..128 bytes of [A-Za-z0-9_.-]"),
+                   "sequence_id");
+}
+
+absl::Status ToStore(const Placing& placing, Store& store, SequenceResult* result) {
+  StoredInfo info = InfoOf(placing);
+  const std::string id = info.id;
+  auto written = placing.policy.codecs.Packs()
+                     ? WritePacked(placing, store, std::move(info), result)
+                     : WriteDense(placing, store, std::move(info), result);
+  KVERN_RETURN_IF_ERROR(written.status());
+  KVERN_RETURN_IF_ERROR(Publish(placing, store, *std::move(written)));
+  result->stored_sequence = id;
+  return absl::OkStatus();
+}
+
+}  // namespace kvern::engine
