@@ -27,7 +27,7 @@ struct HostKvSpec {
   int32_t block_tokens = 16;
   TileLayout layout = TileLayout::kHeadMajor;
   BlockOrder order = BlockOrder::kInOrder;  // kShuffled: ids permuted, unused blocks between them
-  std::vector<int32_t> lengths;             // [kv_heads]; empty: every head holds `tokens`
+  std::vector<int32_t> lengths = {};        // [kv_heads]; empty: every head holds `tokens`
 };
 
 // Owns the memory of one role of one sequence. Starts as zeros; slots that belong to no token
