@@ -1,5 +1,5 @@
-// How many tokens each row keeps: a budget spread over layers, floored by protection, capped by what
-// the row holds.
+// How many tokens each row keeps: a budget spread over layers, at least what is protected, at most
+// what the row holds.
 #include <algorithm>
 #include <cmath>
 #include <optional>

@@ -1,4 +1,4 @@
-// Protection is interval arithmetic on one row: union, trim from the old end, grow from the new end.
+// Protection is interval arithmetic on one row: union, trim at the old end, grow at the new end.
 #include "server/pipeline/protection.h"
 
 #include <algorithm>

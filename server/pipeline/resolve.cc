@@ -228,9 +228,9 @@ class Resolver {
                        "policy.codecs.k");
     }
     if (k.id != CodecId::kRaw16 && !removes_mean) {
-      out_.warnings.push_back(absl::StrCat("k codec ", ToText(k), " without rm: 12 to 33 times the ",
-                                           "error on models with a large key bias; ", ToText(k),
-                                           "+rm takes the same bytes"));
+      out_.warnings.push_back(absl::StrCat(
+          "k codec ", ToText(k), " without rm: 12 to 33 times the error on models with a large key ",
+          "bias; ", ToText(k), "+rm costs one mean key per layer and head"));
     }
     return absl::OkStatus();
   }

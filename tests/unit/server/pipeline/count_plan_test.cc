@@ -113,7 +113,8 @@ TEST(PlanCounts, ShrinksTheRecentTokensBeforeTheBudgetGrows) {
 
 TEST(PlanCounts, CountsProtectedRangesOnce) {
   ToySequence sequence({.tokens = 256});
-  sequence.input().protected_ranges = {{2, 10}, {8, 12}, {250, 256}, {100, 50}, {-5, 1}, {255, 900}};
+  sequence.input().protected_ranges = {{2, 10},   {8, 12}, {250, 256},
+                                       {100, 50}, {-5, 1}, {255, 900}};
   const CountPlan plan = Plan(sequence, MakePolicy(TokenBudget{5}));
   EXPECT_THAT(plan.counts, Each(12 + 6));
   EXPECT_TRUE(plan.budget_grew);

@@ -207,7 +207,8 @@ TEST(Resolve, NamesMissingInputs) {
 }
 
 TEST(Resolve, RefusesRmWithoutRope) {
-  EXPECT_THAT(Refusal({}, Inline(0)), HasSubstr("FAILED_PRECONDITION/ROPE_UNKNOWN policy.codecs.k"));
+  EXPECT_THAT(Refusal({}, Inline(0)),
+              HasSubstr("FAILED_PRECONDITION/ROPE_UNKNOWN policy.codecs.k"));
   Policy safe;
   safe.preset = "safe";
   EXPECT_THAT(Refusal(safe, Inline(0)), HasSubstr("ROPE_UNKNOWN"));
