@@ -229,7 +229,7 @@ class Resolver {
     }
     if (k.id != CodecId::kRaw16 && !removes_mean) {
       out_.warnings.push_back(absl::StrCat(
-          "k codec ", ToText(k), " without rm: 12 to 33 times the error on models with a large key ",
+          "k codec ", ToText(k), " without rm: 12 to 33 times the error where keys have a large ",
           "bias; ", ToText(k), "+rm costs one mean key per layer and head"));
     }
     return absl::OkStatus();
