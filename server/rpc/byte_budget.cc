@@ -7,9 +7,9 @@ namespace kvern::rpc {
 
 absl::Status ByteBudget::Share::Take(int64_t bytes) {
   if (!budget_->TryTake(bytes, held_bytes_)) {
-    return absl::ResourceExhaustedError(absl::StrCat("got ", bytes, " bytes to buffer, want room in ",
-                                                     budget_->capacity_bytes_,
-                                                     " that all calls share"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("got ", bytes, " bytes to buffer, want room in ", budget_->capacity_bytes_,
+                     " that all calls share"));
   }
   held_bytes_ += bytes;
   return absl::OkStatus();

@@ -13,9 +13,10 @@
 
 namespace kvern::rpc {
 
-// The job but for peer, hash, deadline and cancellation, which are the call's and not the message's.
-// Inline bytes are not copied: the job shares the request. Faults of the whole call are an error;
-// faults of one sequence stand in its edge_status, their field path from `sequences[i]` on.
+// The job but for peer, hash, deadline and cancellation, which are the call's and not the
+// message's. Inline bytes are not copied: the job shares the request. Faults of the whole call are
+// an error; faults of one sequence stand in its edge_status, their field path from `sequences[i]`
+// on.
 absl::StatusOr<engine::CompressJob> FromProto(
     const std::shared_ptr<const v1::CompressCacheRequest>& request, const Edge& edge);
 

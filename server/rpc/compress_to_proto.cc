@@ -68,8 +68,7 @@ void SetResolved(const engine::SequenceResult& result, v1::ResolvedPolicy* resol
 void SetTensor(const engine::SequenceResult& result, const std::vector<std::byte>& bytes,
                v1::Tensor* tensor) {
   tensor->set_dtype(ToProto(result.dtype));
-  for (const int64_t extent :
-       {result.layers, result.kv_heads, result.max_kept, result.head_dim}) {
+  for (const int64_t extent : {result.layers, result.kv_heads, result.max_kept, result.head_dim}) {
     tensor->add_shape(extent);
   }
   tensor->set_data(AsBytes(bytes));
@@ -95,8 +94,7 @@ void SequenceToProto(const engine::SequenceResult& result, v1::SequenceResult* o
   out->set_num_physical_tokens(result.physical_tokens);
   out->set_num_dropped_tokens(result.logical_tokens - result.physical_tokens);
   out->mutable_block_ids()->Add(result.block_ids.begin(), result.block_ids.end());
-  out->mutable_freed_block_ids()->Add(result.freed_block_ids.begin(),
-                                      result.freed_block_ids.end());
+  out->mutable_freed_block_ids()->Add(result.freed_block_ids.begin(), result.freed_block_ids.end());
   out->set_next_slot(result.next_slot);
   out->mutable_lengths()->Add(result.lengths.begin(), result.lengths.end());
   out->set_shape_class(ToProto(result.shape_class));

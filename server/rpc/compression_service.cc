@@ -1,4 +1,5 @@
-// Three verbs: FromProto, Compress, ToProto; everything else here is about who owns what until when.
+// Three verbs: FromProto, Compress, ToProto; everything else here is about who owns what until
+// when.
 #include "server/rpc/compression_service.h"
 
 #include <atomic>
@@ -86,9 +87,9 @@ CompressionService::CompressionService(const ServiceDeps& deps) : deps_(deps) {
   SetMessageAllocatorFor_CompressCache(&allocator_);
 }
 
-grpc::ServerUnaryReactor* CompressionService::CompressCache(
-    grpc::CallbackServerContext* context, const v1::CompressCacheRequest* request,
-    v1::CompressCacheResponse* response) {
+grpc::ServerUnaryReactor* CompressionService::CompressCache(grpc::CallbackServerContext* context,
+                                                            const v1::CompressCacheRequest* request,
+                                                            v1::CompressCacheResponse* response) {
   RpcScope scope = deps_.Scope(engine::Rpc::kCompressCache, *context);
   scope.SetRequestId(request->request_id());
   auto* call = new CompressCall(std::move(scope), response);  // deletes itself in OnDone

@@ -9,8 +9,7 @@
 
 namespace kvern::rpc {
 
-DenseBytes::DenseBytes(std::vector<KvRef> layers)
-    : DenseBytes(std::move(layers), /*tokens=*/-1) {}
+DenseBytes::DenseBytes(std::vector<KvRef> layers) : DenseBytes(std::move(layers), /*tokens=*/-1) {}
 
 DenseBytes::DenseBytes(std::vector<KvRef> layers, int64_t tokens)
     : layers_(std::move(layers)),

@@ -21,9 +21,9 @@ absl::Status DenseUpload::Add(const v1::Chunk& chunk) {
   }
   Part& part = chunk.part() == v1::Chunk::PART_K ? keys_ : values_;
   if (chunk.offset() != part.received_bytes) {
-    return BadField(path.Child("offset"), absl::StrCat("got ", chunk.offset(), ", want ",
-                                                       part.received_bytes,
-                                                       ", right behind the last chunk"));
+    return BadField(path.Child("offset"),
+                    absl::StrCat("got ", chunk.offset(), ", want ", part.received_bytes,
+                                 ", right behind the last chunk"));
   }
   const int64_t bytes = static_cast<int64_t>(chunk.data().size());
   const FieldPath data = path.Child("data");

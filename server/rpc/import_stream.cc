@@ -1,4 +1,5 @@
-// A digest that is known ends the stream before its bytes come; no byte is buffered beyond the limit.
+// A digest that is known ends the stream before its bytes come; no byte is buffered beyond the
+// limit.
 #include "server/rpc/import_stream.h"
 
 #include <utility>
@@ -28,8 +29,8 @@ ImportStream::ImportStream(const ServiceDeps& deps, const grpc::CallbackServerCo
 absl::Status ImportStream::OnDigest(const std::string& sha256) {
   if (sha256.empty()) return absl::OkStatus();
   if (sha256.size() != kSha256Bytes) {
-    return BadField(FieldPath("sha256"), absl::StrCat("got ", sha256.size(), " bytes, want ",
-                                                      kSha256Bytes, " or none"));
+    return BadField(FieldPath("sha256"),
+                    absl::StrCat("got ", sha256.size(), " bytes, want ", kSha256Bytes, " or none"));
   }
   sha256_ = sha256;
   existed_ = deps_.engine->Models().Has(absl::BytesToHexString(sha256));
@@ -66,9 +67,8 @@ void ImportStream::OnComplete() {
 }
 
 absl::Status ImportStream::AnswerExisting() {
-  KVERN_ASSIGN_OR_RETURN(
-      const engine::CalibrationArtifact artifact,
-      deps_.engine->Models().FindCalibration(absl::BytesToHexString(sha256_)));
+  KVERN_ASSIGN_OR_RETURN(const engine::CalibrationArtifact artifact,
+                         deps_.engine->Models().FindCalibration(absl::BytesToHexString(sha256_)));
   ToProto(artifact, response_->mutable_calibration());
   response_->set_existed(true);
   return absl::OkStatus();

@@ -107,8 +107,8 @@ absl::StatusOr<pipeline::ModelSpec> FromProto(const v1::ModelSpec& spec, const L
   const FieldPath head_dim = path.Child("head_dim");
   KVERN_RETURN_IF_ERROR(CheckRange(head_dim, spec.head_dim(), kMinHeadDim, limits.head_dim));
   if (spec.head_dim() % kMinHeadDim != 0) {
-    return BadField(head_dim, absl::StrCat("got ", spec.head_dim(), ", want a multiple of ",
-                                           kMinHeadDim));
+    return BadField(head_dim,
+                    absl::StrCat("got ", spec.head_dim(), ", want a multiple of ", kMinHeadDim));
   }
   KVERN_RETURN_IF_ERROR(CheckCount(path.Child("display_name"),
                                    static_cast<int64_t>(spec.display_name().size()),
@@ -129,17 +129,15 @@ absl::StatusOr<engine::RegisteredModel> FromProto(const v1::RegisterModelRequest
                                                   const Limits& limits) {
   const FieldPath path("model");
   engine::RegisteredModel model;
-  KVERN_ASSIGN_OR_RETURN(model.id, ParseOptionalName(request.model().name(), Collection::kModels,
-                                                     path.Child("name")));
-  KVERN_ASSIGN_OR_RETURN(model.spec,
-                         FromProto(request.model().spec(), limits, path.Child("spec")));
+  KVERN_ASSIGN_OR_RETURN(
+      model.id, ParseOptionalName(request.model().name(), Collection::kModels, path.Child("name")));
+  KVERN_ASSIGN_OR_RETURN(model.spec, FromProto(request.model().spec(), limits, path.Child("spec")));
   const FieldPath names = path.Child("calibrations");
-  KVERN_RETURN_IF_ERROR(CheckCount(names, request.model().calibrations_size(), kMaxCalibrations,
-                                   "calibrations"));
+  KVERN_RETURN_IF_ERROR(
+      CheckCount(names, request.model().calibrations_size(), kMaxCalibrations, "calibrations"));
   for (int i = 0; i < request.model().calibrations_size(); ++i) {
-    KVERN_ASSIGN_OR_RETURN(std::string sha256,
-                           ParseName(request.model().calibrations(i), Collection::kCalibrations,
-                                     names.At(i)));
+    KVERN_ASSIGN_OR_RETURN(std::string sha256, ParseName(request.model().calibrations(i),
+                                                         Collection::kCalibrations, names.At(i)));
     model.calibrations.push_back(std::move(sha256));
   }
   return model;

@@ -64,8 +64,7 @@ absl::Status ModelService::Register(const v1::RegisterModelRequest& request,
   return absl::OkStatus();
 }
 
-absl::Status ModelService::Get(const v1::GetModelRequest& request,
-                               v1::GetModelResponse* response) {
+absl::Status ModelService::Get(const v1::GetModelRequest& request, v1::GetModelResponse* response) {
   KVERN_ASSIGN_OR_RETURN(const std::string id,
                          ParseName(request.name(), Collection::kModels, FieldPath("name")));
   const engine::ModelRegistry& registry = deps_.engine->Models();

@@ -37,7 +37,8 @@ bool IsId(absl::string_view id, Collection collection) {
   if (collection == Collection::kCalibrations) {
     return id.size() == kSha256HexDigits && std::all_of(id.begin(), id.end(), IsHexDigit);
   }
-  return !id.empty() && id.size() <= kMaxIdBytes && std::all_of(id.begin(), id.end(), IsIdCharacter);
+  return !id.empty() && id.size() <= kMaxIdBytes &&
+         std::all_of(id.begin(), id.end(), IsIdCharacter);
 }
 
 }  // namespace
@@ -49,8 +50,7 @@ absl::StatusOr<std::string> ParseName(absl::string_view name, Collection collect
   const absl::string_view want = collection == Collection::kCalibrations
                                      ? "{64 lower-case hex digits}"
                                      : "{1..128 bytes of [A-Za-z0-9_.-]}";
-  return BadField(path,
-                  absl::StrCat("got ", Quoted(name), ", want ", Prefix(collection), want));
+  return BadField(path, absl::StrCat("got ", Quoted(name), ", want ", Prefix(collection), want));
 }
 
 absl::StatusOr<std::string> ParseOptionalName(absl::string_view name, Collection collection,

@@ -66,8 +66,7 @@ absl::Status SetStages(const v1::Policy& policy, const FieldPath& path, pipeline
   const FieldPath scorers = path.Child("scorers");
   KVERN_RETURN_IF_ERROR(CheckCount(scorers, policy.scorers_size(), kMaxScorers, "scorers"));
   for (int i = 0; i < policy.scorers_size(); ++i) {
-    KVERN_ASSIGN_OR_RETURN(pipeline::StageSpec scorer,
-                           FromProto(policy.scorers(i), scorers.At(i)));
+    KVERN_ASSIGN_OR_RETURN(pipeline::StageSpec scorer, FromProto(policy.scorers(i), scorers.At(i)));
     out->scorers.push_back(std::move(scorer));
   }
   if (policy.has_selector()) {
@@ -84,8 +83,8 @@ absl::Status SetStages(const v1::Policy& policy, const FieldPath& path, pipeline
 absl::Status SetProtection(const v1::Policy& policy, const Limits& limits, const FieldPath& path,
                            pipeline::Policy* out) {
   if (policy.has_sink_tokens()) {
-    KVERN_RETURN_IF_ERROR(CheckRange(path.Child("sink_tokens"), policy.sink_tokens(), 0,
-                                     limits.tokens_per_sequence));
+    KVERN_RETURN_IF_ERROR(
+        CheckRange(path.Child("sink_tokens"), policy.sink_tokens(), 0, limits.tokens_per_sequence));
     out->sink_tokens = policy.sink_tokens();
   }
   if (policy.has_recent_tokens()) {
@@ -175,9 +174,8 @@ absl::Status SetCalibrations(const v1::Policy& policy, const FieldPath& path,
   KVERN_RETURN_IF_ERROR(
       CheckCount(names, policy.calibrations_size(), kMaxCalibrations, "calibrations"));
   for (int i = 0; i < policy.calibrations_size(); ++i) {
-    KVERN_ASSIGN_OR_RETURN(
-        std::string sha256,
-        ParseName(policy.calibrations(i), Collection::kCalibrations, names.At(i)));
+    KVERN_ASSIGN_OR_RETURN(std::string sha256, ParseName(policy.calibrations(i),
+                                                         Collection::kCalibrations, names.At(i)));
     out->calibrations.push_back(std::move(sha256));
   }
   return absl::OkStatus();

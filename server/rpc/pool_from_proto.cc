@@ -20,8 +20,8 @@ constexpr int64_t kMaxBlocks = std::numeric_limits<uint32_t>::max();
 absl::StatusOr<memory::AttachmentId> FromProto(const v1::Region& region, const FieldPath& path) {
   memory::AttachmentId id;
   if (region.attachment_id().size() != id.size()) {
-    return BadField(path.Child("attachment_id"),
-                    absl::StrCat("got ", region.attachment_id().size(), " bytes, want ", id.size()));
+    return BadField(path.Child("attachment_id"), absl::StrCat("got ", region.attachment_id().size(),
+                                                              " bytes, want ", id.size()));
   }
   std::copy(region.attachment_id().begin(), region.attachment_id().end(), id.begin());
   return id;

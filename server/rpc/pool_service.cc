@@ -11,6 +11,13 @@
 #include "server/rpc/resource_to_proto.h"
 
 namespace kvern::rpc {
+namespace {
+
+void Tell(engine::EngineEvents* events, engine::PoolEvent event) {
+  if (events != nullptr) events->OnPoolEvent(event);
+}
+
+}  // namespace
 
 grpc::ServerUnaryReactor* PoolService::RegisterPool(grpc::CallbackServerContext* context,
                                                     const v1::RegisterPoolRequest* request,
@@ -40,7 +47,9 @@ grpc::ServerUnaryReactor* PoolService::UnregisterPool(grpc::CallbackServerContex
                                                       v1::UnregisterPoolResponse*) {
   return RunUnary(context, deps_.Scope(engine::Rpc::kUnregisterPool, *context), [&] {
     const auto id = ParseName(request->name(), Collection::kPools, FieldPath("name"));
-    if (id.ok()) deps_.engine->Pools().Unregister(*id);
+    if (id.ok() && deps_.engine->Pools().Unregister(*id)) {
+      Tell(deps_.engine->Events(), engine::PoolEvent::kUnregister);
+    }
     return id.status();
   });
 }
@@ -52,6 +61,7 @@ absl::Status PoolService::Register(const v1::RegisterPoolRequest& request,
   KVERN_RETURN_IF_ERROR(BindModel(model->spec, &spec));
   KVERN_ASSIGN_OR_RETURN(const std::shared_ptr<const memory::Pool> pool,
                          deps_.engine->Pools().Register(std::move(spec)));
+  Tell(deps_.engine->Events(), engine::PoolEvent::kRegister);
   ToProto(*pool, response->mutable_pool());
   response->set_mapped_bytes(pool->mapped_bytes);
   return absl::OkStatus();

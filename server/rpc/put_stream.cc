@@ -93,8 +93,7 @@ absl::StatusOr<AppendStream::Next> AppendStream::OnMessage(v1::AppendSequenceReq
 absl::Status AppendStream::OnHeader(const v1::AppendHeader& header) {
   KVERN_ASSIGN_OR_RETURN(const Append append, FromProto(header, deps_.GetLimits()));
   KVERN_ASSIGN_OR_RETURN(before_, deps_.engine->Store().Find(append.id));
-  KVERN_ASSIGN_OR_RETURN(memory::StoredInfo info,
-                         AfterAppend(*before_, append, deps_.GetLimits()));
+  KVERN_ASSIGN_OR_RETURN(memory::StoredInfo info, AfterAppend(*before_, append, deps_.GetLimits()));
   KVERN_ASSIGN_OR_RETURN(sequence_, deps_.engine->Store().AllocateDense(std::move(info)));
   upload_.emplace(DenseBytes(Views(*sequence_, Side::kKeys), append.tokens),
                   DenseBytes(Views(*sequence_, Side::kValues), append.tokens));
@@ -103,8 +102,8 @@ absl::Status AppendStream::OnHeader(const v1::AppendHeader& header) {
 
 void AppendStream::OnComplete() {
   // The copy may be as large as the store: not on gRPC's thread.
-  const absl::Status posted = deps_.worker->Post(
-      [self = Shared<AppendStream>()] { self->End(self->CopyAndPublish()); });
+  const absl::Status posted =
+      deps_.worker->Post([self = Shared<AppendStream>()] { self->End(self->CopyAndPublish()); });
   if (!posted.ok()) End(posted);
 }
 

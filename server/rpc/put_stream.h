@@ -1,4 +1,5 @@
-// PutSequence and AppendSequence: chunks written straight into store blocks, published when complete.
+// PutSequence and AppendSequence: chunks written straight into store blocks, published when
+// complete.
 #ifndef KVERN_SERVER_RPC_PUT_STREAM_H_
 #define KVERN_SERVER_RPC_PUT_STREAM_H_
 

@@ -11,7 +11,8 @@
 namespace kvern::rpc {
 
 // The first 64 bits of the SHA-256 of the request in deterministic form, the bytes of its tensors
-// left out. The message is as before when the call returns; no other thread may look at it meanwhile.
+// left out. The message is as before when the call returns; no other thread may look at it
+// meanwhile.
 uint64_t HashWithoutTensors(v1::CompressCacheRequest* request);
 
 // 32 bytes.

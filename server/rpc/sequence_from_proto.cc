@@ -1,5 +1,5 @@
-// Everything that one sequence claims is checked against itself, the model and the limits; what only
-// the pool or the store can know is left to the engine.
+// Everything that one sequence claims is checked against itself, the model and the limits; what
+// only the pool or the store can know is left to the engine.
 #include "server/rpc/sequence_from_proto.h"
 
 #include <algorithm>
@@ -30,8 +30,8 @@ absl::StatusOr<engine::PagedSource> FromProto(const v1::PagedSource& paged, cons
   engine::PagedSource source;
   KVERN_ASSIGN_OR_RETURN(source.pool,
                          ParseName(paged.pool(), Collection::kPools, path.Child("pool")));
-  KVERN_RETURN_IF_ERROR(CheckRange(path.Child("num_tokens"), paged.num_tokens(), 0,
-                                   limits.tokens_per_sequence));
+  KVERN_RETURN_IF_ERROR(
+      CheckRange(path.Child("num_tokens"), paged.num_tokens(), 0, limits.tokens_per_sequence));
   KVERN_RETURN_IF_ERROR(CheckCount(path.Child("block_ids"), paged.block_ids_size(),
                                    limits.blocks_per_table, "block ids"));
   KVERN_RETURN_IF_ERROR(CheckCount(path.Child("destination_block_ids"),
@@ -41,8 +41,7 @@ absl::StatusOr<engine::PagedSource> FromProto(const v1::PagedSource& paged, cons
   KVERN_RETURN_IF_ERROR(
       CheckCount(lengths, paged.lengths_size(), limits.layers * limits.kv_heads, "lengths"));
   for (int row = 0; row < paged.lengths_size(); ++row) {
-    KVERN_RETURN_IF_ERROR(
-        CheckRange(lengths.At(row), paged.lengths(row), 0, paged.num_tokens()));
+    KVERN_RETURN_IF_ERROR(CheckRange(lengths.At(row), paged.lengths(row), 0, paged.num_tokens()));
   }
   source.num_tokens = paged.num_tokens();
   source.block_ids.assign(paged.block_ids().begin(), paged.block_ids().end());
@@ -88,14 +87,14 @@ absl::StatusOr<engine::InlineSource> FromProto(const v1::InlineSource& inline_so
   KVERN_ASSIGN_OR_RETURN(source.dtype, CheckTensor(inline_source.k(), rule, k));
   KVERN_ASSIGN_OR_RETURN(const DType v_dtype, CheckTensor(inline_source.v(), rule, v));
   if (v_dtype != source.dtype) {
-    return BadField(v.Child("dtype"), absl::StrCat("got ", Name(v_dtype), ", want k's ",
-                                                   Name(source.dtype)));
+    return BadField(v.Child("dtype"),
+                    absl::StrCat("got ", Name(v_dtype), ", want k's ", Name(source.dtype)));
   }
   for (int axis = 0; axis < 4; ++axis) {
     if (inline_source.v().shape(axis) == inline_source.k().shape(axis)) continue;
-    return BadField(v.Child("shape"), absl::StrCat("got ", inline_source.v().shape(axis),
-                                                   " on axis ", axis, ", want k's ",
-                                                   inline_source.k().shape(axis)));
+    return BadField(v.Child("shape"),
+                    absl::StrCat("got ", inline_source.v().shape(axis), " on axis ", axis,
+                                 ", want k's ", inline_source.k().shape(axis)));
   }
   KVERN_RETURN_IF_ERROR(CheckInlineGeometry(inline_source, edge, k));
   source.layer_indices.assign(inline_source.layer_indices().begin(),
@@ -111,7 +110,7 @@ absl::StatusOr<engine::InlineSource> FromProto(const v1::InlineSource& inline_so
 
 // Sets the source; answers its physical tokens, -1 where only the store knows.
 absl::StatusOr<int64_t> SetSource(const v1::SequenceRequest& request, const Edge& edge,
-                                      const FieldPath& path, engine::SequenceJob* job) {
+                                  const FieldPath& path, engine::SequenceJob* job) {
   switch (request.source_case()) {
     case v1::SequenceRequest::kPaged: {
       KVERN_ASSIGN_OR_RETURN(engine::PagedSource source,
@@ -122,9 +121,9 @@ absl::StatusOr<int64_t> SetSource(const v1::SequenceRequest& request, const Edge
     }
     case v1::SequenceRequest::kStored: {
       const FieldPath stored = path.Child("stored");
-      KVERN_ASSIGN_OR_RETURN(std::string id,
-                             ParseName(request.stored().sequence(), Collection::kSequences,
-                                       stored.Child("sequence")));
+      KVERN_ASSIGN_OR_RETURN(
+          std::string id,
+          ParseName(request.stored().sequence(), Collection::kSequences, stored.Child("sequence")));
       job->source = engine::StoredSource{std::move(id)};
       return -1;
     }
@@ -174,13 +173,12 @@ absl::Status SetPositions(const v1::SequenceRequest& request, const Edge& edge,
     rule.rows = bytes->layers * bytes->kv_heads;
   }
   const FieldPath positions = path.Child("positions");
-  const int64_t most = request.positions().per_head() ? kMaxPosition
-                                                      : edge.limits.tokens_per_sequence;
-  KVERN_RETURN_IF_ERROR(CheckCount(positions.Child("values"), request.positions().values_size(),
-                                   most, "positions"));
+  const int64_t most =
+      request.positions().per_head() ? kMaxPosition : edge.limits.tokens_per_sequence;
+  KVERN_RETURN_IF_ERROR(
+      CheckCount(positions.Child("values"), request.positions().values_size(), most, "positions"));
   KVERN_RETURN_IF_ERROR(CheckPositions(request.positions(), rule, positions));
-  job->positions.assign(request.positions().values().begin(),
-                        request.positions().values().end());
+  job->positions.assign(request.positions().values().begin(), request.positions().values().end());
   job->per_head_positions = request.positions().per_head();
   return absl::OkStatus();
 }

@@ -37,9 +37,9 @@ absl::StatusOr<std::vector<float>> QueryWindow(const v1::Tensor& tensor, const S
   const int64_t q_heads = rule.model == nullptr ? -1 : rule.model->q_heads;
   const int64_t head_dim = rule.model == nullptr ? -1 : rule.model->head_dim;
   // Without the model, q_heads has no limit of its own; the data's size bounds it.
-  const TensorRule bounds{{limits.layers, int64_t{1} << 20, limits.tokens_per_sequence,
-                           limits.head_dim},
-                          "[layers, q_heads, window, head_dim]"};
+  const TensorRule bounds{
+      {limits.layers, int64_t{1} << 20, limits.tokens_per_sequence, limits.head_dim},
+      "[layers, q_heads, window, head_dim]"};
   KVERN_ASSIGN_OR_RETURN(const DType dtype, CheckTensor(tensor, bounds, path));
   KVERN_RETURN_IF_ERROR(CheckAxis(tensor, {1, q_heads, "q_heads"}, path));
   KVERN_RETURN_IF_ERROR(CheckAxis(tensor, {3, head_dim, "head_dim"}, path));
@@ -73,9 +73,9 @@ absl::StatusOr<Side> FromProto(const v1::SideTensors& side, const SideRule& rule
     KVERN_RETURN_IF_ERROR(AgreeOnLayers(side.q_window(), at, &layers));
     out.tensors.window = side.q_window().shape(2);
     if (rule.tokens >= 0 && out.tensors.window > rule.tokens) {
-      return BadField(at.Child("shape"), absl::StrCat("got a window of ", out.tensors.window,
-                                                      ", want at most the ", rule.tokens,
-                                                      " tokens"));
+      return BadField(at.Child("shape"),
+                      absl::StrCat("got a window of ", out.tensors.window, ", want at most the ",
+                                   rule.tokens, " tokens"));
     }
   }
   if (side.has_attention_mass()) {

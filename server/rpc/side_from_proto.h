@@ -1,5 +1,5 @@
-// Side tensors: optional inputs of scorers, copied out as f32. NaN and infinities pass: scorers rank
-// them last and count them.
+// Side tensors: optional inputs of scorers, copied out as f32. NaN and infinities pass: scorers
+// rank them last and count them.
 #ifndef KVERN_SERVER_RPC_SIDE_FROM_PROTO_H_
 #define KVERN_SERVER_RPC_SIDE_FROM_PROTO_H_
 

@@ -70,8 +70,8 @@ absl::StatusOr<memory::StoredInfo> FromProto(const v1::StoredSequence& header,
   KVERN_ASSIGN_OR_RETURN(info.id,
                          ParseName(header.name(), Collection::kSequences, path.Child("name")));
   KVERN_ASSIGN_OR_RETURN(info.model, ModelOf(header));
-  KVERN_RETURN_IF_ERROR(CheckLayerIndices(header.layer_indices(), model.num_layers,
-                                          path.Child("layer_indices")));
+  KVERN_RETURN_IF_ERROR(
+      CheckLayerIndices(header.layer_indices(), model.num_layers, path.Child("layer_indices")));
   info.layer_indices.assign(header.layer_indices().begin(), header.layer_indices().end());
   if (info.layer_indices.empty()) {
     info.layer_indices.resize(model.num_layers);
@@ -80,8 +80,8 @@ absl::StatusOr<memory::StoredInfo> FromProto(const v1::StoredSequence& header,
   KVERN_ASSIGN_OR_RETURN(info.dtype, FromProto(header.dtype(), path.Child("dtype")));
   info.kv_heads = model.kv_heads;
   info.head_dim = model.head_dim;
-  KVERN_RETURN_IF_ERROR(CheckRange(path.Child("num_tokens"), header.num_tokens(), 0,
-                                   limits.tokens_per_sequence));
+  KVERN_RETURN_IF_ERROR(
+      CheckRange(path.Child("num_tokens"), header.num_tokens(), 0, limits.tokens_per_sequence));
   info.num_tokens = header.num_tokens();
   info.logical_tokens =
       header.num_logical_tokens() == 0 ? header.num_tokens() : header.num_logical_tokens();
@@ -90,9 +90,8 @@ absl::StatusOr<memory::StoredInfo> FromProto(const v1::StoredSequence& header,
   info.epoch = header.epoch();
   if (!header.positions().values().empty()) {
     const int64_t rows = static_cast<int64_t>(info.layer_indices.size()) * info.kv_heads;
-    const PositionRule rule{.tokens = info.num_tokens,
-                            .rows = rows,
-                            .below = header.num_logical_tokens()};
+    const PositionRule rule{
+        .tokens = info.num_tokens, .rows = rows, .below = header.num_logical_tokens()};
     KVERN_RETURN_IF_ERROR(CheckPositions(header.positions(), rule, path.Child("positions")));
     info.positions.assign(header.positions().values().begin(), header.positions().values().end());
     info.per_head_positions = header.positions().per_head();
@@ -113,15 +112,15 @@ absl::StatusOr<Append> FromProto(const v1::AppendHeader& header, const Limits& l
   Append append;
   KVERN_ASSIGN_OR_RETURN(append.id,
                          ParseName(header.name(), Collection::kSequences, path.Child("name")));
-  KVERN_RETURN_IF_ERROR(CheckRange(path.Child("num_tokens"), header.num_tokens(), 1,
-                                   limits.tokens_per_sequence));
+  KVERN_RETURN_IF_ERROR(
+      CheckRange(path.Child("num_tokens"), header.num_tokens(), 1, limits.tokens_per_sequence));
   append.epoch = header.epoch();
   append.tokens = header.num_tokens();
   const FieldPath positions = path.Child("positions");
   if (header.positions_size() > 0 && header.positions_size() != header.num_tokens()) {
-    return BadField(positions, absl::StrCat("got ", header.positions_size(),
-                                            " positions, want one per token, ",
-                                            header.num_tokens()));
+    return BadField(
+        positions, absl::StrCat("got ", header.positions_size(), " positions, want one per token, ",
+                                header.num_tokens()));
   }
   int64_t previous = -1;
   for (int i = 0; i < header.positions_size(); ++i) {
@@ -145,17 +144,17 @@ absl::StatusOr<memory::StoredInfo> AfterAppend(const memory::StoredSequence& bef
                       "EPOCH_MISMATCH");
   }
   if (before.Packed()) {
-    return WithReason(absl::FailedPreconditionError(absl::StrCat(
-                          "sequences/", old.id, ": got codecs ", old.k_codec, " and ", old.v_codec,
-                          ", want raw16: packed sequences cannot grow")),
+    return WithReason(absl::FailedPreconditionError(
+                          absl::StrCat("sequences/", old.id, ": got codecs ", old.k_codec, " and ",
+                                       old.v_codec, ", want raw16: packed sequences cannot grow")),
                       "SEQUENCE_PACKED");
   }
   KVERN_RETURN_IF_ERROR(CheckRange(path.Child("num_tokens"), append.tokens, 1,
                                    limits.tokens_per_sequence - old.num_tokens));
   const int64_t rows = static_cast<int64_t>(old.layer_indices.size()) * old.kv_heads;
   KVERN_RETURN_IF_ERROR(CheckFits(old, append.tokens, limits));
-  KVERN_RETURN_IF_ERROR(CheckRange(path.Child("num_tokens"), append.tokens, 1,
-                                   kMaxPosition - old.logical_tokens));
+  KVERN_RETURN_IF_ERROR(
+      CheckRange(path.Child("num_tokens"), append.tokens, 1, kMaxPosition - old.logical_tokens));
   const std::vector<int32_t> added = NewPositions(append, old.logical_tokens);
   const int64_t last = LastPosition(old.positions);
   if (added.front() <= last) {

@@ -29,8 +29,8 @@ absl::Status CheckRow(const int32_t* row, int64_t count, const PositionRule& rul
     previous = row[slot];
   }
   if (rule.below > 0 && previous >= rule.below) {
-    return BadField(path, absl::StrCat("got ", previous, ", want below num_logical_tokens ",
-                                       rule.below));
+    return BadField(path,
+                    absl::StrCat("got ", previous, ", want below num_logical_tokens ", rule.below));
   }
   return absl::OkStatus();
 }
@@ -108,8 +108,8 @@ absl::Status CheckPositions(const v1::Positions& positions, const PositionRule& 
   const int64_t count = positions.values_size();
   if (!positions.per_head()) {
     if (rule.tokens >= 0 && count != rule.tokens) {
-      return BadField(values, absl::StrCat("got ", count, " positions, want one per token, ",
-                                           rule.tokens));
+      return BadField(values,
+                      absl::StrCat("got ", count, " positions, want one per token, ", rule.tokens));
     }
     for (int64_t slot = 0; slot < count; ++slot) {
       if (positions.values(slot) < 0) {

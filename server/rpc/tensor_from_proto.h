@@ -35,8 +35,8 @@ absl::Status CheckLayerIndices(const google::protobuf::RepeatedField<int32_t>& l
 // What is known of the rows that positions describe; -1: not known here, the engine checks.
 struct PositionRule {
   int64_t tokens = -1;
-  int64_t rows = -1;     // layers x kv_heads
-  int64_t below = 0;     // positions are below it; 0: any
+  int64_t rows = -1;  // layers x kv_heads
+  int64_t below = 0;  // positions are below it; 0: any
 };
 // Each row ascends strictly from 0; -1 only fills the end of a per-head row.
 absl::Status CheckPositions(const v1::Positions& positions, const PositionRule& rule,
