@@ -1,4 +1,5 @@
-// A parsed tensor borrows the file only after its span was checked against shape, data and neighbours.
+// A parsed tensor borrows the file only after its span was checked against shape, data and
+// neighbours.
 #include "formats/safetensors.h"
 
 #include <algorithm>
@@ -74,9 +75,9 @@ absl::Status CheckSpan(const std::string& name, const HeaderEntry& entry, int64_
   }
   KVERN_ASSIGN_OR_RETURN(const int64_t want, BytesOf(name, entry));
   if (entry.end - entry.begin == want) return absl::OkStatus();
-  return BadSpan(name, entry,
-                 absl::StrCat(want, " bytes for ", entry.dtype, " [",
-                              absl::StrJoin(entry.shape, ", "), "]"));
+  return BadSpan(
+      name, entry,
+      absl::StrCat(want, " bytes for ", entry.dtype, " [", absl::StrJoin(entry.shape, ", "), "]"));
 }
 
 // In order of their offsets the tensors fill the data exactly: no overlap, no hole, nothing behind.
@@ -95,9 +96,8 @@ absl::Status CheckTiling(const std::map<std::string, HeaderEntry>& entries, int6
     expected = end;
   }
   if (expected == data_bytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("safetensors: got ", data_bytes,
-                                                 " bytes of data, want ", expected,
-                                                 " as the header says"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "safetensors: got ", data_bytes, " bytes of data, want ", expected, " as the header says"));
 }
 
 template <class T>
@@ -158,8 +158,8 @@ absl::StatusOr<Safetensors> ParseSafetensors(std::span<const std::byte> file) {
   for (auto& [name, entry] : header.entries) {
     const auto bytes = data.subspan(static_cast<size_t>(entry.begin),
                                     static_cast<size_t>(entry.end - entry.begin));
-    contents.tensors.emplace(
-        name, TensorEntry{std::move(entry.dtype), std::move(entry.shape), bytes});
+    contents.tensors.emplace(name,
+                             TensorEntry{std::move(entry.dtype), std::move(entry.shape), bytes});
   }
   return contents;
 }
@@ -173,8 +173,8 @@ std::string SafetensorsHeader(const Safetensors& contents) {
   for (const auto& [name, tensor] : contents.tensors) {
     const size_t end = offset + tensor.bytes.size();
     members.push_back(absl::StrCat(Dump(name), ":{\"dtype\":", Dump(tensor.dtype), ",\"shape\":[",
-                                   absl::StrJoin(tensor.shape, ","), "],\"data_offsets\":[",
-                                   offset, ",", end, "]}"));
+                                   absl::StrJoin(tensor.shape, ","), "],\"data_offsets\":[", offset,
+                                   ",", end, "]}"));
     offset = end;
   }
   std::string json = absl::StrCat("{", absl::StrJoin(members, ","), "}");

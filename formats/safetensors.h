@@ -37,12 +37,12 @@ struct Safetensors {
 // 0 for a dtype that the format does not know.
 int64_t ElementBytes(const std::string& dtype);
 
-// Borrows `file`. Errors: InvalidArgument (what, got, want): header size, JSON, dtype, shape product
-// against offsets, overlaps and gaps, bytes after the last tensor.
+// Borrows `file`. Errors: InvalidArgument (what, got, want): header size, JSON, dtype, shape
+// product against offsets, overlaps and gaps, bytes after the last tensor.
 absl::StatusOr<Safetensors> ParseSafetensors(std::span<const std::byte> file);
 
-// Header of a file with these tensors in name order, 8-byte aligned; the tensors' bytes follow it in
-// the same order. Only dtype, shape and the size of bytes are read.
+// Header of a file with these tensors in name order, 8-byte aligned; the tensors' bytes follow it
+// in the same order. Only dtype, shape and the size of bytes are read.
 std::string SafetensorsHeader(const Safetensors& contents);
 
 // Whole small file in memory.

@@ -20,12 +20,12 @@ constexpr size_t kMaxAxes = 32;
 // Where the next event belongs.
 enum class Place : uint8_t {
   kStart,
-  kTop,           // between tensors
-  kTensorStart,   // after a tensor's name
-  kTensor,        // between its members
-  kDtype,         // after that member's name
+  kTop,          // between tensors
+  kTensorStart,  // after a tensor's name
+  kTensor,       // between its members
+  kDtype,        // after that member's name
   kShapeStart,
-  kShape,         // inside its array
+  kShape,  // inside its array
   kOffsetsStart,
   kOffsets,
   kMetadataStart,

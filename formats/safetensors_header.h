@@ -26,8 +26,8 @@ struct Header {
 };
 
 // Errors: InvalidArgument for anything but one object {name: {dtype, shape, data_offsets}} with an
-// optional `__metadata__` of strings; repeated names; unknown, repeated or missing members; more than
-// 32 axes. Depth is bounded by the form.
+// optional `__metadata__` of strings; repeated names; unknown, repeated or missing members; more
+// than 32 axes. Depth is bounded by the form.
 absl::StatusOr<Header> ParseHeader(absl::string_view text);
 
 }  // namespace kvern::formats

@@ -47,9 +47,9 @@ absl::Status ValidateBlockTable(const BlockTableSpec& spec, const std::vector<ui
   const int64_t want =
       spec.num_tokens / spec.block_tokens + (spec.num_tokens % spec.block_tokens != 0 ? 1 : 0);
   if (static_cast<int64_t>(block_ids.size()) != want) {
-    return Invalid(field, absl::StrCat("got ", block_ids.size(), " ids, want ", want, " for ",
-                                       spec.num_tokens, " tokens in blocks of ",
-                                       spec.block_tokens));
+    return Invalid(
+        field, absl::StrCat("got ", block_ids.size(), " ids, want ", want, " for ", spec.num_tokens,
+                            " tokens in blocks of ", spec.block_tokens));
   }
   absl::flat_hash_set<uint32_t> seen;
   seen.reserve(block_ids.size());

@@ -11,10 +11,10 @@
 namespace kvern::memory {
 
 struct BlockTableSpec {
-  int64_t num_blocks = 0;    // of the pool: ids are 0..num_blocks-1
+  int64_t num_blocks = 0;  // of the pool: ids are 0..num_blocks-1
   int64_t block_tokens = 1;
-  int64_t num_tokens = 0;    // physical
-  int64_t max_blocks = 0;    // limit on the table's length
+  int64_t num_tokens = 0;  // physical
+  int64_t max_blocks = 0;  // limit on the table's length
 };
 
 // The table has exactly ceil(num_tokens / block_tokens) ids, each in the pool, none twice.

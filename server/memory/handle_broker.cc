@@ -35,8 +35,8 @@ static_assert(sizeof(Answer) == 24 && std::is_trivially_copyable_v<Answer>);
 // What came in one packet.
 struct Packet {
   enum class Kind : uint8_t {
-    kNone,      // nothing yet
-    kEnded,     // the peer is gone
+    kNone,       // nothing yet
+    kEnded,      // the peer is gone
     kMalformed,  // the peer does not speak the protocol
     kAttach,
   };
@@ -53,8 +53,7 @@ int64_t NextConnectionId() {
 // Owns every descriptor of the message at once, so that none outlives a refusal.
 std::vector<UniqueFd> TakeDescriptors(msghdr* message) {
   std::vector<UniqueFd> descriptors;
-  for (cmsghdr* part = CMSG_FIRSTHDR(message); part != nullptr;
-       part = CMSG_NXTHDR(message, part)) {
+  for (cmsghdr* part = CMSG_FIRSTHDR(message); part != nullptr; part = CMSG_NXTHDR(message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (size_t i = 0; i < count; ++i) {
@@ -125,8 +124,7 @@ struct HandleBroker::State {
 };
 
 void HandleBroker::State::Accept() {
-  UniqueFd socket(
-      accept4(listener->Fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  UniqueFd socket(accept4(listener->Fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!socket.Valid()) {
     // Out of descriptors: the pending connection stays readable, and polling it would spin.
     accepting = errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM;

@@ -18,7 +18,7 @@
 namespace kvern::memory {
 
 struct BrokerOptions {
-  std::string path;                // X.broker.sock, mode 0660
+  std::string path;  // X.broker.sock, mode 0660
   int64_t max_connections = 256;
   int64_t max_attachments_per_connection = 64;
 };

@@ -13,7 +13,7 @@ struct Limits {
   int64_t metadata_bytes = 8 << 10;          // of one call's headers
   int64_t pools_per_peer = 64;
   int64_t regions_per_pool = 64;
-  int64_t sequences = 16384;                 // remembered and stored
+  int64_t sequences = 16384;  // remembered and stored
   int64_t layers = 512;
   int64_t kv_heads = 1024;
   int64_t head_dim = 1024;
@@ -25,7 +25,7 @@ struct Limits {
   int64_t queued_bytes = int64_t{1} << 30;
   int64_t idle_stream_seconds = 30;
   int64_t drain_seconds = 30;
-  int64_t default_deadline_seconds = 60;     // for calls that bring none
+  int64_t default_deadline_seconds = 60;  // for calls that bring none
   int64_t store_bytes = int64_t{1} << 30;
   int64_t calibration_bytes = int64_t{1} << 30;
   int64_t max_response_bytes = int64_t{64} << 20;

@@ -35,17 +35,18 @@ absl::Status ValidateId(const std::string& id) {
   if (id.size() <= kMaxIdBytes && std::all_of(id.begin(), id.end(), IsIdByte)) {
     return absl::OkStatus();
   }
-  return WithField(absl::InvalidArgumentError(absl::StrCat(
-                       "pool.name: got an id of ", id.size(), " bytes, want 1 to ", kMaxIdBytes,
-                       " letters, digits, '_', '.' or '-'")),
+  return WithField(absl::InvalidArgumentError(absl::StrCat("pool.name: got an id of ", id.size(),
+                                                           " bytes, want 1 to ", kMaxIdBytes,
+                                                           " letters, digits, '_', '.' or '-'")),
                    "pool.name");
 }
 
 absl::Status Expired(const std::string& id) {
-  return WithReason(absl::NotFoundError(absl::StrCat(
-                        "pool: got ", id, ", which was never registered, ended, or lost its broker "
-                        "connection; want a registered pool")),
-                    "POOL_EXPIRED");
+  return WithReason(
+      absl::NotFoundError(absl::StrCat("pool: got ", id,
+                                       ", which was never registered, ended, or lost its broker "
+                                       "connection; want a registered pool")),
+      "POOL_EXPIRED");
 }
 
 // Finds the regions and connections behind the attachments that `pool` names.
@@ -53,16 +54,16 @@ absl::Status LeaseRegions(const AttachmentTable& attachments, Pool* pool) {
   std::vector<AttachmentId> sorted = pool->spec.regions;
   std::sort(sorted.begin(), sorted.end());
   if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
-    return WithField(absl::InvalidArgumentError(
-                         "pool.regions: got one attachment twice, want each once"),
-                     "pool.regions");
+    return WithField(
+        absl::InvalidArgumentError("pool.regions: got one attachment twice, want each once"),
+        "pool.regions");
   }
   for (const AttachmentId& id : pool->spec.regions) {
     KVERN_ASSIGN_OR_RETURN(std::shared_ptr<Region> region, attachments.Find(id));
     if (!pool->regions.empty() && region->Owner() != pool->regions.front()->Owner()) {
-      return WithField(absl::InvalidArgumentError(
-                           "pool.regions: got regions of two users, want all of one"),
-                       "pool.regions");
+      return WithField(
+          absl::InvalidArgumentError("pool.regions: got regions of two users, want all of one"),
+          "pool.regions");
     }
     pool->mapped_bytes += region->SizeBytes();
     pool->regions.push_back(std::move(region));
@@ -106,10 +107,10 @@ PoolTable::PoolTable(const Limits& limits, AttachmentTable* attachments)
 absl::StatusOr<std::shared_ptr<const Pool>> PoolTable::Register(PoolSpec spec) {
   KVERN_RETURN_IF_ERROR(ValidateId(spec.id));
   if (static_cast<int64_t>(spec.regions.size()) > limits_.regions_per_pool) {
-    return WithField(absl::InvalidArgumentError(absl::StrCat(
-                         "pool.regions: got ", spec.regions.size(), " regions, want 1 to ",
-                         limits_.regions_per_pool)),
-                     "pool.regions");
+    return WithField(
+        absl::InvalidArgumentError(absl::StrCat("pool.regions: got ", spec.regions.size(),
+                                                " regions, want 1 to ", limits_.regions_per_pool)),
+        "pool.regions");
   }
   auto pool = std::make_shared<Pool>();
   pool->spec = std::move(spec);
@@ -127,8 +128,8 @@ absl::StatusOr<std::shared_ptr<const Pool>> PoolTable::Register(PoolSpec spec) {
     return entry.second->regions.front()->Owner() == owner;
   });
   if (owned >= limits_.pools_per_peer) {
-    return absl::ResourceExhaustedError(absl::StrCat("pools: this user has ", owned,
-                                                     ", want at most ", limits_.pools_per_peer));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("pools: this user has ", owned, ", want at most ", limits_.pools_per_peer));
   }
   // A connection that ended meanwhile told us before the pool was here to expire. Asked under our
   // lock: one that ends later finds the pool.

@@ -57,10 +57,10 @@ struct Pool {
   KvRef Values(int64_t layer_slot, const std::vector<uint32_t>& block_ids, int64_t tokens) const;
 };
 
-// Every address a view can form (all strides, last block, head, token, dim, either sign) lies in its
-// region, checked in 128 bits; strides are multiples of the element size; no two coordinates of one
-// view share an address; K and V views that share a region do not overlap unless they interleave
-// without touching. Errors: InvalidArgument with field path.
+// Every address a view can form (all strides, last block, head, token, dim, either sign) lies in
+// its region, checked in 128 bits; strides are multiples of the element size; no two coordinates of
+// one view share an address; K and V views that share a region do not overlap unless they
+// interleave without touching. Errors: InvalidArgument with field path.
 absl::Status ValidatePool(const PoolSpec& spec, const std::vector<std::shared_ptr<Region>>& regions,
                           const Limits& limits);
 

@@ -40,8 +40,7 @@ absl::Status ValidateModel(const PoolSpec& spec, const Limits& limits) {
 
 absl::Status ValidateShape(const PoolSpec& spec, size_t regions, const Limits& limits) {
   KVERN_RETURN_IF_ERROR(ValidateModel(spec, limits));
-  KVERN_RETURN_IF_ERROR(
-      InRange("pool.block_tokens", spec.block_tokens, {1, limits.block_tokens}));
+  KVERN_RETURN_IF_ERROR(InRange("pool.block_tokens", spec.block_tokens, {1, limits.block_tokens}));
   KVERN_RETURN_IF_ERROR(InRange("pool.num_blocks", spec.num_blocks, {1, kMaxBlocks}));
   KVERN_RETURN_IF_ERROR(InRange("pool.max_shape_class", spec.max_shape_class, {0, 4}));
   const Range region_range = {1, limits.regions_per_pool};
@@ -58,8 +57,8 @@ absl::Status ValidateShape(const PoolSpec& spec, size_t regions, const Limits& l
   int64_t next = 0;
   for (size_t slot = 0; slot < spec.layers.size(); ++slot) {
     const int64_t layer = spec.layers[slot].layer;
-    KVERN_RETURN_IF_ERROR(InRange(absl::StrCat("pool.layers[", slot, "].layer"), layer,
-                                  {next, limits.layers - 1}));
+    KVERN_RETURN_IF_ERROR(
+        InRange(absl::StrCat("pool.layers[", slot, "].layer"), layer, {next, limits.layers - 1}));
     next = layer + 1;  // ascending, so none comes twice
   }
   return absl::OkStatus();
@@ -99,9 +98,9 @@ absl::Status ValidateStride(const std::string& field, const NamedStride& stride,
                  {-region_bytes, region_bytes});
 }
 
-absl::StatusOr<NamedFootprint> ValidateView(
-    const PoolSpec& spec, const std::vector<std::shared_ptr<Region>>& regions,
-    const PoolView& view, const std::string& field) {
+absl::StatusOr<NamedFootprint> ValidateView(const PoolSpec& spec,
+                                            const std::vector<std::shared_ptr<Region>>& regions,
+                                            const PoolView& view, const std::string& field) {
   KVERN_RETURN_IF_ERROR(InRange(absl::StrCat(field, ".region"), view.region,
                                 {0, static_cast<int64_t>(regions.size()) - 1}));
   const int64_t size = regions[view.region]->SizeBytes();

@@ -64,8 +64,8 @@ absl::StatusOr<int64_t> MappableBytes(int fd) {
 absl::StatusOr<std::shared_ptr<Region>> Region::Map(int fd, uid_t owner) {
   const UniqueFd descriptor(fd);
   KVERN_ASSIGN_OR_RETURN(const int64_t size_bytes, MappableBytes(fd));
-  void* data = mmap(nullptr, static_cast<size_t>(size_bytes), PROT_READ | PROT_WRITE, MAP_SHARED,
-                    fd, 0);
+  void* data =
+      mmap(nullptr, static_cast<size_t>(size_bytes), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (data == MAP_FAILED) {
     if (errno == EACCES || errno == EPERM) {
       return absl::InvalidArgumentError(

@@ -15,17 +15,18 @@ namespace {
 __extension__ using Wide = __int128;  // exact for products of untrusted sizes
 
 absl::Status Unknown(const std::string& id) {
-  return WithReason(absl::NotFoundError(absl::StrCat(
-                        "sequence: got ", id, ", which is not stored or was evicted; want a stored "
-                        "sequence")),
-                    "SEQUENCE_UNKNOWN");
+  return WithReason(
+      absl::NotFoundError(absl::StrCat("sequence: got ", id,
+                                       ", which is not stored or was evicted; want a stored "
+                                       "sequence")),
+      "SEQUENCE_UNKNOWN");
 }
 
 absl::Status ValidateInfo(const StoredInfo& info) {
   if (info.kv_heads < 1 || info.head_dim < 1 || info.num_tokens < 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "sequence: got ", info.kv_heads, " kv_heads, head_dim ", info.head_dim, ", ",
-        info.num_tokens, " tokens; want 1 or more, 1 or more, 0 or more"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("sequence: got ", info.kv_heads, " kv_heads, head_dim ", info.head_dim, ", ",
+                     info.num_tokens, " tokens; want 1 or more, 1 or more, 0 or more"));
   }
   if (info.lengths.empty()) return absl::OkStatus();
   const Wide want = Wide{info.kv_heads} * static_cast<int64_t>(info.layer_indices.size());
@@ -89,8 +90,7 @@ class PagedSequence final : public StoredSequence {
  private:
   KvRef ViewOf(int64_t layer_slot, Role role) const {
     KVERN_CHECK(!packed_);
-    KVERN_CHECK(layer_slot >= 0 &&
-                layer_slot < static_cast<int64_t>(info_.layer_indices.size()));
+    KVERN_CHECK(layer_slot >= 0 && layer_slot < static_cast<int64_t>(info_.layer_indices.size()));
     const int64_t blocks = (info_.num_tokens + kStoreBlockTokens - 1) / kStoreBlockTokens;
     const int64_t row_bytes = info_.head_dim * SizeOf(info_.dtype);
     KvRef ref;
@@ -192,8 +192,7 @@ absl::StatusOr<std::vector<PageRun>> PagedStore::MakeRoom(const PageDemand& dema
   const std::vector<Entries::iterator> evictable = Evictable();
   size_t victims = 0;
   while (victims < evictable.size() && !trial.Fits(demand.piece_pages, demand.pieces)) {
-    const auto& sequence =
-        static_cast<const PagedSequence&>(*evictable[victims]->second.sequence);
+    const auto& sequence = static_cast<const PagedSequence&>(*evictable[victims]->second.sequence);
     for (const PageRun& run : sequence.Runs()) trial.Free(run);
     ++victims;
   }
@@ -218,9 +217,9 @@ absl::StatusOr<std::shared_ptr<StoredSequence>> PagedStore::AllocateDense(Stored
   const Wide pieces = blocks * 2 * static_cast<int64_t>(info.layer_indices.size());
   const Wide capacity_pages = arena_->CapacityBytes() / arena_->PageBytes();
   if (pieces > 0 && (piece_pages > capacity_pages || pieces > capacity_pages / piece_pages)) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("store: ", info.num_tokens, " tokens are more than the capacity of ",
-                     arena_->CapacityBytes(), " bytes"));
+    return absl::ResourceExhaustedError(absl::StrCat("store: ", info.num_tokens,
+                                                     " tokens are more than the capacity of ",
+                                                     arena_->CapacityBytes(), " bytes"));
   }
   const PageDemand demand = {static_cast<int64_t>(piece_pages), static_cast<int64_t>(pieces)};
   KVERN_ASSIGN_OR_RETURN(std::vector<PageRun> runs, MakeRoom(demand));
@@ -275,9 +274,8 @@ absl::Status PagedStore::Publish(std::shared_ptr<StoredSequence> sequence, Commi
   if (static_cast<int64_t>(entries_.size()) >= max_sequences_) {
     const std::vector<Entries::iterator> evictable = Evictable();
     if (evictable.empty()) {
-      return absl::ResourceExhaustedError(absl::StrCat("store: holds ", entries_.size(),
-                                                       " sequences, want at most ",
-                                                       max_sequences_));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          "store: holds ", entries_.size(), " sequences, want at most ", max_sequences_));
     }
     Evict(std::span(evictable).first(1));
   }

@@ -28,7 +28,7 @@ struct StoredInfo {
   DType dtype = DType::kBF16;
   int32_t kv_heads = 0;
   int32_t head_dim = 0;
-  int64_t num_tokens = 0;          // longest (layer, kv_head)
+  int64_t num_tokens = 0;  // longest (layer, kv_head)
   int64_t logical_tokens = 0;
   uint64_t epoch = 0;
   std::vector<int32_t> lengths;    // [layers * kv_heads], or empty: all num_tokens
@@ -36,8 +36,8 @@ struct StoredInfo {
   bool per_head_positions = false;
   std::string k_codec = "raw16";
   std::string v_codec = "raw16";
-  std::vector<PackedRow> table;    // packed sequences
-  std::vector<Float16> mean_key;   // packed with rm
+  std::vector<PackedRow> table;   // packed sequences
+  std::vector<Float16> mean_key;  // packed with rm
 };
 
 // A stored sequence's bytes: pages of the store, freed (and zeroed) when the last holder lets go.
@@ -68,10 +68,10 @@ class Store {
   virtual absl::StatusOr<std::shared_ptr<StoredSequence>> AllocateDense(StoredInfo info) = 0;
   virtual absl::StatusOr<std::shared_ptr<StoredSequence>> AllocatePacked(StoredInfo info,
                                                                          int64_t block_bytes) = 0;
-  // Publishes it under its id. kReplace atomically replaces the sequence of that id if its epoch still
-  // is `replace_epoch`. Above max_sequences the least recently used released one goes. Errors:
-  // AlreadyExists; NotFound/SEQUENCE_UNKNOWN (kReplace); Aborted/EPOCH_MISMATCH; ResourceExhausted
-  // above max_sequences with none released.
+  // Publishes it under its id. kReplace atomically replaces the sequence of that id if its epoch
+  // still is `replace_epoch`. Above max_sequences the least recently used released one goes.
+  // Errors: AlreadyExists; NotFound/SEQUENCE_UNKNOWN (kReplace); Aborted/EPOCH_MISMATCH;
+  // ResourceExhausted above max_sequences with none released.
   enum class Commit : uint8_t { kNew, kReplace };
   virtual absl::Status Publish(std::shared_ptr<StoredSequence> sequence, Commit commit,
                                uint64_t replace_epoch) = 0;

@@ -52,10 +52,10 @@ TEST(Safetensors, ReadsTensorsInAnyOrder) {
 
 TEST(Safetensors, ReadsScalarsEmptyTensorsAndEmptyFiles) {
   EXPECT_TRUE(ParseSafetensors(BytesOf(FileOf("{}      ", ""))).ok());
-  const auto parsed = ParseSafetensors(BytesOf(FileOf(
-      R"({"s":{"dtype":"I64","shape":[],"data_offsets":[0,8]},)"
-      R"("e":{"dtype":"F16","shape":[3,0],"data_offsets":[8,8]}})",
-      "01234567")));
+  const auto parsed =
+      ParseSafetensors(BytesOf(FileOf(R"({"s":{"dtype":"I64","shape":[],"data_offsets":[0,8]},)"
+                                      R"("e":{"dtype":"F16","shape":[3,0],"data_offsets":[8,8]}})",
+                                      "01234567")));
   ASSERT_TRUE(parsed.ok()) << parsed.status();
   EXPECT_EQ(parsed->Find("s")->bytes.size(), 8u);
   EXPECT_TRUE(parsed->Find("e")->bytes.empty());
@@ -107,8 +107,8 @@ TEST(Safetensors, KnowsTheSizesOfItsTypes) {
 TEST(Safetensors, RejectsHeaderSizesThatLie) {
   ExpectRefused("", "got 0 bytes");
   ExpectRefused("1234567", "got 7 bytes");
-  for (const uint64_t size : {uint64_t{11}, uint64_t{100'000'001}, uint64_t{1} << 63, UINT64_MAX,
-                              UINT64_MAX - 7}) {
+  for (const uint64_t size :
+       {uint64_t{11}, uint64_t{100'000'001}, uint64_t{1} << 63, UINT64_MAX, UINT64_MAX - 7}) {
     std::string file = FileOf("{}", "12345678");
     std::memcpy(file.data(), &size, 8);
     ExpectRefused(file, "header size");
@@ -117,11 +117,20 @@ TEST(Safetensors, RejectsHeaderSizesThatLie) {
 
 TEST(Safetensors, RejectsTextThatIsNoHeader) {
   for (const std::string& json : {
-           std::string(""), std::string(" {}"), std::string("[]"), std::string("{"),
-           std::string("{}x"), std::string("{}\0", 3), std::string("\xEF\xBB\xBF{}"),
-           std::string(R"({"a":1})"), std::string(R"({"a":null})"), std::string(R"({"a":[]})"),
-           std::string(R"({"a":{}})"), std::string(R"({"a":{"dtype":"U8"}})"),
-           std::string(R"({"__metadata__":{"a":1}})"), std::string(R"({"__metadata__":[]})"),
+           std::string(""),
+           std::string(" {}"),
+           std::string("[]"),
+           std::string("{"),
+           std::string("{}x"),
+           std::string("{}\0", 3),
+           std::string("\xEF\xBB\xBF{}"),
+           std::string(R"({"a":1})"),
+           std::string(R"({"a":null})"),
+           std::string(R"({"a":[]})"),
+           std::string(R"({"a":{}})"),
+           std::string(R"({"a":{"dtype":"U8"}})"),
+           std::string(R"({"__metadata__":{"a":1}})"),
+           std::string(R"({"__metadata__":[]})"),
            std::string(R"({"__metadata__":{"a":{}}})"),
            std::string(R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0],"x":1}})"),
            std::string(R"({"a":{"dtype":1,"shape":[0],"data_offsets":[0,0]}})"),
@@ -132,8 +141,10 @@ TEST(Safetensors, RejectsTextThatIsNoHeader) {
            std::string(R"({"a":{"dtype":"U8","shape":["0"],"data_offsets":[0,0]}})"),
            std::string(R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[0]}})"),
            std::string(R"({"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0,0]}})"),
-           std::string(R"({"a":{"dtype":"U8","shape":[9223372036854775808],"data_offsets":[0,0]}})"),
-           std::string(R"({"a":{"dtype":"U8","shape":[99999999999999999999],"data_offsets":[0,0]}})"),
+           std::string(
+               R"({"a":{"dtype":"U8","shape":[9223372036854775808],"data_offsets":[0,0]}})"),
+           std::string(
+               R"({"a":{"dtype":"U8","shape":[99999999999999999999],"data_offsets":[0,0]}})"),
            std::string("{\"a\xff\":{}}"),
        }) {
     ExpectRefused(FileOf(json, ""), "safetensors: header");
@@ -173,9 +184,9 @@ TEST(Safetensors, RejectsShapesThatDoNotMatchTheirBytes) {
   ExpectRefused(file("F32", "2", "9223372036854775800,9223372036854775807"), "inside 8 bytes");
   ExpectRefused(file("F32", "4611686018427387904,4", "0,8"), "less than 2^63");
   ExpectRefused(file("F32", "4294967296,4294967296,0", "0,8"), "less than 2^63");
-  ExpectRefused(file("U8", "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,8",
-                     "0,8"),
-                "more than 32 axes");
+  ExpectRefused(
+      file("U8", "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,8", "0,8"),
+      "more than 32 axes");
 }
 
 TEST(Safetensors, RejectsOverlapsGapsAndRests) {

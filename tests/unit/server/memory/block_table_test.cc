@@ -26,9 +26,7 @@ absl::Status Validate(const BlockTableSpec& spec, const std::vector<uint32_t>& i
   return ValidateBlockTable(spec, ids, "sequences[2].block_ids");
 }
 
-TEST(BlockTable, TakesAnyOrderOfDistinctIds) {
-  EXPECT_TRUE(Validate(kSpec, {99, 0, 42}).ok());
-}
+TEST(BlockTable, TakesAnyOrderOfDistinctIds) { EXPECT_TRUE(Validate(kSpec, {99, 0, 42}).ok()); }
 
 TEST(BlockTable, TakesAnEmptyTableWhenThereAreNoTokens) {
   EXPECT_TRUE(Validate({100, 16, 0, 8}, {}).ok());

@@ -12,7 +12,8 @@ namespace kvern::memory {
 namespace {
 
 // Times each byte is used by a view, counted one address at a time.
-std::map<int64_t, int> CountBytes(int64_t base, int64_t element, const std::vector<ViewAxis>& axes) {
+std::map<int64_t, int> CountBytes(int64_t base, int64_t element,
+                                  const std::vector<ViewAxis>& axes) {
   std::vector<int64_t> starts = {base};
   for (const ViewAxis& axis : axes) {
     std::vector<int64_t> next;
@@ -39,8 +40,8 @@ std::vector<ViewAxis> RandomAxes(std::mt19937& random) {
   std::vector<ViewAxis> axes;
   for (int i = 0; i < 3; ++i) {
     const int64_t magnitude = 2 * static_cast<int64_t>(random() % 24);
-    axes.push_back({random() % 4 == 0 ? -magnitude : magnitude,
-                    1 + static_cast<int64_t>(random() % 4)});
+    axes.push_back(
+        {random() % 4 == 0 ? -magnitude : magnitude, 1 + static_cast<int64_t>(random() % 4)});
   }
   return axes;
 }

@@ -35,8 +35,8 @@ class Client {
     sockaddr_un address = {};
     address.sun_family = AF_UNIX;
     std::memcpy(address.sun_path, path.data(), path.size());
-    connected_ = connect(socket_.Get(), reinterpret_cast<sockaddr*>(&address),
-                         sizeof(address)) == 0;
+    connected_ =
+        connect(socket_.Get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
   }
   bool Connected() const { return connected_; }
 

@@ -75,7 +75,8 @@ TEST_F(ValidatePoolTest, TakesLayersInsideABlock) {
   strides.block = 6 * kBlockBytes;
   spec.layers.clear();
   for (int32_t layer = 0; layer < 3; ++layer) {
-    spec.layers.push_back({layer, {0, 2 * layer * kBlockBytes, strides},
+    spec.layers.push_back({layer,
+                           {0, 2 * layer * kBlockBytes, strides},
                            {0, (2 * layer + 1) * kBlockBytes, strides}});
   }
   EXPECT_TRUE(Validate(spec).ok());
@@ -101,8 +102,8 @@ TEST_F(ValidatePoolTest, FitsToTheLastByte) {
 TEST_F(ValidatePoolTest, RejectsNumbersThatWouldWrapAround) {
   for (int64_t KvStrides::*axis :
        {&KvStrides::block, &KvStrides::head, &KvStrides::token, &KvStrides::dim}) {
-    for (const int64_t stride : {INT64_MAX - 1, INT64_MIN, int64_t{1} << 62, int64_t{1} << 32,
-                                 -(int64_t{1} << 32)}) {
+    for (const int64_t stride :
+         {INT64_MAX - 1, INT64_MIN, int64_t{1} << 62, int64_t{1} << 32, -(int64_t{1} << 32)}) {
       PoolSpec spec = PlainSpec();
       spec.layers[0].k.strides.*axis = stride;
       EXPECT_FALSE(Validate(spec).ok()) << stride;

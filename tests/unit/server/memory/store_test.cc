@@ -143,8 +143,8 @@ TEST(Store, FreedMemoryIsZeroWhenItIsGivenOutAgain) {
     const auto sequence = store->AllocatePacked(InfoOf("a", 64), kSequenceBytes);
     ASSERT_TRUE(sequence.ok());
     const auto blocks = (*sequence)->Blocks();
-    ASSERT_TRUE(std::all_of(blocks.begin(), blocks.end(),
-                            [](std::byte b) { return b == std::byte{0}; }));
+    ASSERT_TRUE(
+        std::all_of(blocks.begin(), blocks.end(), [](std::byte b) { return b == std::byte{0}; }));
     std::memset(blocks.data(), 0x5C, blocks.size());
   }
 }
