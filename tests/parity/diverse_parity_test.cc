@@ -1,0 +1,161 @@
+// Lazy greedy on a filtered pool picks what eager greedy picks, and top-k where lambda is 0.
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "tests/parity/parity.h"
+#include "tests/support/host_kv.h"
+
+namespace kvern {
+namespace {
+
+using support::HostKv;
+using support::HostKvSpec;
+
+// One random problem: ties, duplicated and zero values, NaN scores, forced tokens, any count.
+struct Problem {
+  Problem(const HostKvSpec& spec, uint64_t seed)
+      : random(seed), kv(support::RandomKv(spec, seed)), rows(spec.layers * spec.kv_heads) {
+    scores = support::RandomFloats(rows * spec.tokens, seed + 1);
+    forced.resize(scores.size());
+    candidates.resize(scores.size());
+    counts.resize(rows);
+    RepeatValues();
+    for (int64_t row = 0; row < rows; ++row) FillRow(row);
+    const uint8_t* forced_data = forced.data();
+    const uint8_t* candidate_data = candidates.data();
+    const float* score_data = scores.data();
+    args.scores = DenseView(score_data, spec.layers, spec.kv_heads, spec.tokens);
+    args.forced = DenseView(forced_data, spec.layers, spec.kv_heads, spec.tokens);
+    args.candidates = DenseView(candidate_data, spec.layers, spec.kv_heads, spec.tokens);
+    args.values = kv.refs();
+    const float lambdas[] = {0.0f, 0.25f, 0.5f, 1.0f, 2.0f};
+    args.lambda = lambdas[random() % 5];
+    args.tie = random() % 2 == 0 ? TieRule::kRecent : TieRule::kOldest;
+    args.scale = random() % 3 == 0 ? ScoreScale::kMinMax : ScoreScale::kAsIs;
+  }
+
+  void RepeatValues() {
+    const HostKvSpec& spec = kv.spec();
+    const bool clustered = random() % 2 == 0;
+    for (int64_t layer = 0; layer < spec.layers; ++layer) {
+      for (int64_t head = 0; head < spec.kv_heads; ++head) {
+        for (int64_t token = 0; token < kv.Length(head); ++token) {
+          const uint64_t draw = random() % 16;
+          if (draw > 0 && !(clustered && draw < 12)) continue;
+          const int64_t like = static_cast<int64_t>(random() % (token + 1)) % 6;
+          for (int64_t d = 0; d < spec.head_dim; ++d) {
+            kv.Set(layer, head, token, d, draw == 0 ? 0.0f : kv.Get(layer, head, like, d));
+          }
+        }
+      }
+    }
+  }
+
+  void FillRow(int64_t row) {
+    const HostKvSpec& spec = kv.spec();
+    const bool ties = random() % 2 == 0;
+    int32_t most = 0;
+    for (int64_t token = 0; token < spec.tokens; ++token) {
+      const int64_t i = row * spec.tokens + token;
+      if (ties) scores[i] = 0.25f * static_cast<float>(random() % 5) - 0.5f;
+      if (random() % 32 == 0) scores[i] = std::numeric_limits<float>::quiet_NaN();
+      const uint64_t draw = random() % 10;
+      forced[i] = draw == 0;
+      candidates[i] = draw > 1 && token < kv.Length(row % spec.kv_heads);
+      counts[row] += forced[i];
+      most += candidates[i];
+    }
+    counts[row] += most == 0 ? 0 : static_cast<int32_t>(random() % (most + 1));
+  }
+
+  KeepList ExpectParity() {
+    const int32_t* data = counts.data();
+    return support::ExpectKeepParity(
+        DenseView(data, args.scores.shape[0], args.scores.shape[1]),
+        [&](Backend& backend, KeepList* keep) { return backend.Diverse(args, keep); });
+  }
+
+  std::mt19937_64 random;
+  HostKv kv;
+  int64_t rows;
+  std::vector<float> scores;
+  std::vector<uint8_t> forced;
+  std::vector<uint8_t> candidates;
+  std::vector<int32_t> counts;
+  DiverseArgs args;
+};
+
+TEST(DiverseParity, LazyPicksEqualEagerPicks) {
+  // 25 rows in each of 40 calls: a thousand problems.
+  for (uint64_t seed = 0; seed < 40; ++seed) {
+    HostKvSpec spec;
+    spec.dtype = seed % 2 == 0 ? DType::kF32 : DType::kBF16;
+    spec.layers = 5;
+    spec.kv_heads = 5;
+    spec.tokens = 1 + static_cast<int64_t>(seed * 7 % 90);
+    spec.head_dim = seed % 3 == 0 ? 8 : 40;
+    SCOPED_TRACE(absl::StrCat("seed ", seed));
+    Problem(spec, 1000 + seed).ExpectParity();
+  }
+}
+
+TEST(DiverseParity, EveryBackendReadsEveryLayout) {
+  for (const HostKvSpec& spec : support::ParitySpecs()) {
+    SCOPED_TRACE(support::Describe(spec));
+    Problem problem(spec, 77);
+    problem.args.lambda = 0.5f;
+    problem.ExpectParity();
+  }
+}
+
+TEST(DiverseParity, GroupsShareOneAnswer) {
+  HostKvSpec spec;
+  spec.layers = 2;
+  spec.kv_heads = 3;
+  spec.tokens = 60;
+  Problem problem(spec, 78);
+  const std::vector<std::vector<int64_t>> groups = {{0, 3}, {1, 4, 5}};
+  for (const std::vector<int64_t>& group : groups) {
+    for (const int64_t row : group) {
+      const auto copy_row = [&](auto& values) {
+        std::copy_n(values.begin() + group[0] * spec.tokens, spec.tokens,
+                    values.begin() + row * spec.tokens);
+      };
+      copy_row(problem.scores);
+      copy_row(problem.forced);
+      copy_row(problem.candidates);
+      problem.counts[row] = problem.counts[group[0]];
+    }
+  }
+  problem.args.groups = groups;
+  problem.args.lambda = 1.0f;
+  const KeepList keep = problem.ExpectParity();
+  EXPECT_TRUE(std::equal(keep.Row(0, 0), keep.Row(0, 0) + keep.Count(0, 0), keep.Row(1, 0)));
+}
+
+TEST(DiverseParity, LambdaZeroIsTopK) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    HostKvSpec spec;
+    spec.kv_heads = 4;
+    spec.tokens = 80;
+    Problem problem(spec, 2000 + seed);
+    problem.args.lambda = 0.0f;
+    const KeepList keep = problem.ExpectParity();
+    TopKArgs args;
+    args.scores = problem.args.scores;
+    args.candidates = problem.args.candidates;
+    args.forced = problem.args.forced;
+    args.tie = problem.args.tie;
+    const int32_t* data = problem.counts.data();
+    const KeepList best = support::ExpectKeepParity(
+        DenseView(data, 1, 4),
+        [&](Backend& backend, KeepList* out) { return backend.TopK(args, out); });
+    EXPECT_EQ(keep.tokens, best.tokens);
+  }
+}
+
+}  // namespace
+}  // namespace kvern
