@@ -143,16 +143,6 @@ absl::Status Return(const Placing& placing, SequenceResult* result) {
   return MoveTokens(placing, target);
 }
 
-std::vector<int32_t> PositionsAfter(const pipeline::KeepPlan& plan,
-                                    const pipeline::ResolvedPolicy& policy) {
-  std::vector<int32_t> positions = plan.kept_positions;
-  if (policy.positions != pipeline::PositionMode::kRenumber) return positions;
-  for (size_t at = 0; at < positions.size(); ++at) {
-    if (positions[at] >= 0) positions[at] = static_cast<int32_t>(at % plan.max_kept);
-  }
-  return positions;
-}
-
 absl::Status Poisoned(absl::string_view code) {
   return WithReason(absl::DataLossError(absl::StrCat("sequence: got a fault (", code,
                                                      ") while its tokens moved in place, want it "

@@ -50,9 +50,6 @@ absl::Status ToStore(const Placing& placing, memory::Store& store, SequenceResul
 // Errors of ToStore that can be told before any work.
 absl::Status CheckStoreId(const SequenceJob& job);
 
-// Positions of the result's slots, [layers, kv_heads, max_kept], -1 fills.
-std::vector<int32_t> PositionsAfter(const pipeline::KeepPlan& plan,
-                                    const pipeline::ResolvedPolicy& policy);
 // Leading slots that hold, in every row, the token and the rotation they held before.
 int64_t UnmovedTokens(const pipeline::SequenceInput& input, const pipeline::KeepPlan& plan,
                       const pipeline::ResolvedPolicy& policy);

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
@@ -144,28 +143,6 @@ SequenceResult Refused(const SequenceResult& result) {
   refused.queue_us = result.queue_us;
   refused.micros = result.micros;
   return refused;
-}
-
-pipeline::KeepPlan IdentityPlan(const pipeline::SequenceInput& input, pipeline::CountPlan counts) {
-  pipeline::KeepPlan plan;
-  plan.keep = KeepList::WithCounts(
-      DenseView(std::as_const(counts.counts).data(), input.Layers(), input.KvHeads()));
-  for (const int32_t count : counts.counts) plan.max_kept = std::max<int64_t>(plan.max_kept, count);
-  plan.kept_positions.assign(counts.counts.size() * plan.max_kept, -1);
-  for (int64_t layer = 0; layer < input.Layers(); ++layer) {
-    for (int64_t head = 0; head < input.KvHeads(); ++head) {
-      const int64_t row = layer * input.KvHeads() + head;
-      int32_t* tokens = plan.keep.Row(layer, head);
-      std::iota(tokens, tokens + counts.counts[row], 0);
-      for (int64_t slot = 0; slot < counts.counts[row]; ++slot) {
-        plan.kept_positions[row * plan.max_kept + slot] = input.Position(layer, head, slot);
-      }
-      if (row == 0 || counts.counts[row] == counts.counts[row - 1]) continue;
-      plan.shape_class = std::max(plan.shape_class, head == 0 ? ShapeClass::kS3 : ShapeClass::kS4);
-    }
-  }
-  plan.counts = std::move(counts);
-  return plan;
 }
 
 std::vector<int32_t> PaddedKeep(const pipeline::KeepPlan& plan) {

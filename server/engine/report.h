@@ -22,8 +22,6 @@ void DescribePacked(SequenceResult* result);
 // What stays true of a result whose sequence failed: source, policy, times.
 SequenceResult Refused(const SequenceResult& result);
 
-// The plan that keeps every token, without asking a scorer.
-pipeline::KeepPlan IdentityPlan(const pipeline::SequenceInput& input, pipeline::CountPlan counts);
 // Kept indices [layers, kv_heads, max_kept], -1 fills.
 std::vector<int32_t> PaddedKeep(const pipeline::KeepPlan& plan);
 

@@ -176,12 +176,6 @@ bool SequenceRun::IsIdentity() const {
 }
 
 absl::Status SequenceRun::CheckShape(ShapeClass shape) const {
-  if (policy_.positions == PositionMode::kRenumber && shape > ShapeClass::kS2) {
-    return WithReason(
-        absl::FailedPreconditionError(absl::StrCat("shape class: got S", static_cast<int>(shape),
-                                                   ", want at most S2 for RENUMBER")),
-        "SHAPE_CLASS");
-  }
   const bool stays_in_pool =
       WritesPool(policy_.placement) || policy_.placement == Placement::kIndicesOnly;
   if (source_->pool == nullptr || !stays_in_pool) return absl::OkStatus();
@@ -211,11 +205,6 @@ absl::Status SequenceRun::Decide() {
   KVERN_ASSIGN_OR_RETURN(policy_, pipeline::Resolve(asked, AvailabilityOf(*source_)));
   DescribePolicy(policy_, &result_);
   fields_ = FieldsFor(call_.job.fields, policy_.placement);
-  if (source_->pool != nullptr && source_->pool->spec.read_only && WritesPool(policy_.placement)) {
-    return WithReason(absl::FailedPreconditionError("placement: got one that writes a read-only "
-                                                    "pool, want INDICES_ONLY or TO_STORE"),
-                      "POOL_READ_ONLY");
-  }
   if (policy_.placement == Placement::kToStore) KVERN_RETURN_IF_ERROR(CheckStoreId(job_));
   const absl::Time start = absl::Now();
   KVERN_ASSIGN_OR_RETURN(plan_.counts, pipeline::PlanCounts(source_->input, policy_));
@@ -236,16 +225,12 @@ absl::Status SequenceRun::Decide() {
 }
 
 absl::Status SequenceRun::Plan() {
-  if (identity_) {
-    plan_ = IdentityPlan(source_->input, std::move(plan_.counts));
-    return absl::OkStatus();
-  }
   KVERN_ASSIGN_OR_RETURN(plan_,
                          pipeline::PlanKeep(call_.workplace.backend, source_->input, policy_));
   result_.micros.plan += plan_.micros.plan;
   result_.micros.score = plan_.micros.score;
   result_.micros.select = plan_.micros.select;
-  return CheckShape(plan_.shape_class);
+  return identity_ ? absl::OkStatus() : CheckShape(plan_.shape_class);
 }
 
 absl::Status SequenceRun::Place() {
@@ -296,7 +281,7 @@ absl::Status SequenceRun::Publish() {
 
 // What the sequence's slots will hold, for the answer and for the next call.
 void SequenceRun::DescribeSlots() {
-  std::vector<int32_t> after = PositionsAfter(plan_, policy_);
+  std::vector<int32_t> after = plan_.kept_positions;
   if (fields_.positions) result_.positions = after;
   if (source_->paged == nullptr) return;
   const pipeline::SequenceInput& input = source_->input;
@@ -343,11 +328,11 @@ void SequenceRun::Finish() {
 }
 
 // Only a path inside the sequence is known below; the caller knows the request's.
-absl::Status InRequest(const absl::Status& status, size_t index) {
+absl::Status InRequest(const absl::Status& status, const SequenceJob& job, size_t index) {
   const std::string field = FieldOf(status);
-  const std::string prefix = absl::StrCat("sequences[", index, "]");
   if (field.empty() || absl::StartsWith(field, "sequences[")) return status;
-  return WithField(status, absl::StrCat(prefix, ".", field));
+  if (absl::StartsWith(field, "policy") && !job.policy.has_value()) return status;
+  return WithField(status, absl::StrCat("sequences[", index, "].", field));
 }
 
 void Notify(const SequenceResult& result, memory::EngineLabel engine, const CallRun& call) {
@@ -394,7 +379,7 @@ SequenceResult RunSequence(CallRun* call, size_t index) {
     // The old content is gone, so whatever was remembered of it is wrong.
     if (absl::IsDataLoss(status)) call->workplace.remembered.Forget(job.sequence_id);
     result.outcome = IsStop(status) ? Outcome::kSkipped : Outcome::kFailed;
-    result.status = InRequest(status, index);
+    result.status = InRequest(status, job, index);
   }
   Notify(result, run.Engine(), *call);
   return result;

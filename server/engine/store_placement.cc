@@ -36,8 +36,7 @@ StoredInfo InfoOf(const Placing& placing) {
   info.logical_tokens = source.input.logical_tokens;
   info.epoch = placing.job.epoch + 1;
   if (!EqualCounts(placing.plan.counts.counts)) info.lengths = placing.plan.counts.counts;
-  SlotPositions positions =
-      Shared({PositionsAfter(placing.plan, placing.policy), true, 0}, placing.plan.max_kept);
+  SlotPositions positions = Shared({placing.plan.kept_positions, true, 0}, placing.plan.max_kept);
   info.positions = std::move(positions.values);
   info.per_head_positions = positions.per_head;
   info.k_codec = pipeline::ToText(placing.policy.codecs.k);
