@@ -13,7 +13,9 @@ namespace {
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-double UlpOf(double value) { return std::nextafter(std::fabs(value), kInfinity) - std::fabs(value); }
+double UlpOf(double value) {
+  return std::nextafter(std::fabs(value), kInfinity) - std::fabs(value);
+}
 
 TEST(Exp, IsWithinTwoUlp) {
   std::mt19937_64 random(1);

@@ -84,7 +84,9 @@ TEST(KeyDiff, UndoesTheRotationWhenGivenItsTable) {
   for (const RopeLayout layout : {RopeLayout::kHalf, RopeLayout::kInterleaved}) {
     const RotationTable table = support::RotationOf(layout, 8, spec.tokens);
     const std::vector<float> got = KeyDiffScores(Rotated(keys, table), alive, &table);
-    for (int64_t token = 0; token < spec.tokens; ++token) EXPECT_NEAR(got[token], want[token], 1e-6);
+    for (int64_t token = 0; token < spec.tokens; ++token) {
+      EXPECT_NEAR(got[token], want[token], 1e-6);
+    }
   }
 }
 
@@ -99,7 +101,8 @@ TEST(KeyDiff, GivesAKeyThatIsNotFiniteNoScoreAndNoVote) {
   const std::vector<float> scores = KeyDiffScores(keys, alive, nullptr);
   EXPECT_TRUE(std::isnan(scores[6]));
   for (int64_t token = 0; token < spec.tokens; ++token) {
-    if (token != 6) EXPECT_EQ(scores[token], without[token]) << token;
+    if (token == 6) continue;
+    EXPECT_EQ(scores[token], without[token]) << token;
   }
 }
 
