@@ -16,7 +16,7 @@ namespace {
 constexpr char kExamples[] = R"(Examples:
   kvern compress chat.safetensors -o small.safetensors --local
       compress a cache without a server, with the default policy
-  kvern plan chat.safetensors --policy tiny
+  kvern plan chat.safetensors --policy safe
       see budgets and bytes before anything moves
   kvern inspect small.safetensors
       draw which tokens each layer and head kept

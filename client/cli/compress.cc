@@ -18,18 +18,18 @@ namespace {
 constexpr char kCompressExamples[] = R"(Examples:
   kvern compress in.safetensors -o out.safetensors
       the default policy (balanced: a quarter of the bytes)
-  kvern compress in.safetensors -o out.safetensors --policy small \
+  kvern compress in.safetensors -o out.safetensors --policy balanced \
       --calibration calibration.safetensors --calibration moments.safetensors
       with the model's query statistics: better scores, budgets per layer
   kvern compress in.safetensors -o out.safetensors --keep-ratio 0.5 --scorer keydiff
       half of the tokens by one scorer, bytes as they are
   kvern compress in.safetensors -o out.safetensors --budget-bytes 4MiB --codec k=i8t+rm,v=lm4 \
-      --scorer keydiff:unrotate --scorer value_norm --blend max
+      --scorer keydiff:unrotate --scorer key_norm --blend max
       several scorers and codecs under one byte budget)";
 constexpr char kPlanExamples[] = R"(Examples:
   kvern plan in.safetensors
       what the default policy would keep
-  kvern plan in.safetensors --policy tiny --calibration calibration.safetensors
+  kvern plan in.safetensors --policy balanced --calibration calibration.safetensors
       budgets per layer by measured sensitivity)";
 
 struct CompressFlags {
@@ -84,11 +84,11 @@ absl::Status RunCompress(const CompressFlags& flags, const GlobalFlags& globals,
     return UsageError("want -o OUT, or --validate-only to only look");
   }
   client::CompressOptions options;
-  KVERN_ASSIGN_OR_RETURN(options.policy, ToPolicy(flags.policy));
   KVERN_ASSIGN_OR_RETURN(const client::CacheFile cache, client::CacheFile::Open(flags.input));
+  const int64_t cache_bytes = 2 * cache.Shape().PlaneBytes();
+  KVERN_ASSIGN_OR_RETURN(options.policy, ToPolicy(flags.policy, cache_bytes));
   KVERN_ASSIGN_OR_RETURN(const v1::Model described, ModelOf(cache));
-  KVERN_ASSIGN_OR_RETURN(const Session session,
-                         Session::Open(globals, 2 * cache.Shape().PlaneBytes()));
+  KVERN_ASSIGN_OR_RETURN(const Session session, Session::Open(globals, cache_bytes));
   const client::Client& client = session.Client();
   KVERN_ASSIGN_OR_RETURN(const v1::Model model, client.RegisterModel(described));
   KVERN_RETURN_IF_ERROR(AddCalibrations(client, flags, console, &options.policy));

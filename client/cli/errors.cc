@@ -19,6 +19,9 @@ struct NextStep {
 };
 constexpr NextStep kByReason[] = {
     {kUsageReason, "see `kvern --help`, or `kvern VERB --help` for examples"},
+    {"UNREACHABLE", "start one with `kvernd`, name it with --server, or use --local"},
+    {"INPUT_MISSING", "add --calibration FILE or the tensor it names, or choose another scorer"},
+    {"RESPONSE_TOO_LARGE", "use --via store, or raise --max-response-bytes of kvernd"},
     {"CODEC_NEEDS_STORE", "use --via store, or --codec raw16"},
     {"BUDGET_BELOW_PROTECTED", "raise the budget, or lower --sink and --recent"},
     {"ROPE_UNKNOWN",
@@ -43,8 +46,7 @@ std::string NextStepFor(const absl::Status& status) {
   }
   switch (status.code()) {
     case absl::StatusCode::kUnavailable:
-      return reason.empty() ? "start one with `kvernd`, name it with --server, or use --local"
-                            : "try again in a moment";
+      return "the server went away or is shutting down: try again in a moment";
     case absl::StatusCode::kDeadlineExceeded:
       return "raise --timeout, or try when the server is less busy; nothing has changed";
     case absl::StatusCode::kInvalidArgument:
@@ -84,10 +86,8 @@ std::string ErrorText(const absl::Status& status) {
 
 int ExitCode(const absl::Status& status) {
   if (status.ok()) return kExitOk;
-  const std::string reason = ReasonOf(status);
-  if (reason == kUsageReason) return kExitUsage;
-  // A server that answers, even to say that it drains, gives a reason.
-  return absl::IsUnavailable(status) && reason.empty() ? kExitUnreachable : kExitRefused;
+  if (ReasonOf(status) == kUsageReason) return kExitUsage;
+  return absl::IsUnavailable(status) ? kExitUnreachable : kExitRefused;
 }
 
 }  // namespace kvern::cli

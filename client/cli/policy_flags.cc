@@ -39,11 +39,12 @@ absl::Status SetCodecs(const std::string& text, v1::Codecs* codecs) {
   return absl::OkStatus();
 }
 
-absl::Status SetBudget(const PolicyFlags& flags, v1::Policy* policy) {
+absl::Status SetBudget(const PolicyFlags& flags, int64_t cache_bytes, v1::Policy* policy) {
   if (flags.budget_tokens.has_value()) policy->mutable_budget()->set_tokens(*flags.budget_tokens);
   if (flags.keep_ratio.has_value()) policy->mutable_budget()->set_keep_ratio(*flags.keep_ratio);
   if (!flags.budget_bytes.empty()) {
-    KVERN_ASSIGN_OR_RETURN(const int64_t bytes, ParseSize("--budget-bytes", flags.budget_bytes));
+    KVERN_ASSIGN_OR_RETURN(const int64_t bytes,
+                           ParseSize("--budget-bytes", flags.budget_bytes, cache_bytes));
     policy->mutable_budget()->set_bytes(bytes);
   }
   return absl::OkStatus();
@@ -56,8 +57,8 @@ void AddPolicyFlags(CLI::App* app, PolicyFlags* flags) {
     return app->add_option(name, value, help)->group(kPolicyGroup);
   };
   add("--policy", flags->preset,
-      "a shipped preset: safe, balanced (default), small, tiny, evict50; other flags override "
-      "single parts of it")
+      "a shipped preset (default balanced; `kvern stages preset` lists all); other flags "
+      "override single parts of it")
       ->type_name("NAME");
   add("--profile", flags->profile, "retrieval: best at finding facts; text: best at prose")
       ->check(CLI::IsMember({"retrieval", "text"}))
@@ -65,9 +66,9 @@ void AddPolicyFlags(CLI::App* app, PolicyFlags* flags) {
   auto* tokens = add("--budget-tokens", flags->budget_tokens,
                      "tokens to keep per (layer, kv_head), on average");
   auto* ratio = add("--keep-ratio", flags->keep_ratio, "share of the tokens to keep, in (0, 1]");
-  auto* bytes =
-      add("--budget-bytes", flags->budget_bytes, "bytes of the result, metadata counted: 4MiB")
-          ->type_name("SIZE");
+  auto* bytes = add("--budget-bytes", flags->budget_bytes,
+                    "bytes of the result, metadata counted: 4MiB, or 25% of the cache")
+                    ->type_name("SIZE");
   tokens->excludes(ratio)->excludes(bytes);
   ratio->excludes(bytes);
   add("--budgeter", flags->budgeter, "spreads the budget over layers (default uniform)")
@@ -116,7 +117,7 @@ absl::StatusOr<v1::StageSpec> ParseStage(const std::string& flag, const std::str
   return stage;
 }
 
-absl::StatusOr<int64_t> ParseSize(const std::string& flag, const std::string& text) {
+absl::StatusOr<int64_t> ParseSize(const std::string& flag, const std::string& text, int64_t whole) {
   struct Unit {
     const char* suffix;
     double bytes;
@@ -126,24 +127,27 @@ absl::StatusOr<int64_t> ParseSize(const std::string& flag, const std::string& te
       {"GB", 1e9},     {"K", 1024.0},      {"M", 1048576.0},      {"G", 1073741824.0}, {"B", 1.0}};
   absl::string_view number = text;
   double scale = 1;
+  const bool share = absl::ConsumeSuffix(&number, "%");
+  if (share) scale = static_cast<double>(whole) / 100;
   for (const Unit& unit : kUnits) {
-    if (absl::ConsumeSuffix(&number, unit.suffix)) {
+    if (!share && absl::ConsumeSuffix(&number, unit.suffix)) {
       scale = unit.bytes;
       break;
     }
   }
   double value = 0;
   if (!absl::SimpleAtod(number, &value) || !(value >= 0) || value * scale >= 9.0e18) {
-    return UsageError(absl::StrCat(flag, ": got '", text, "', want a size such as 64000 or 4MiB"));
+    return UsageError(
+        absl::StrCat(flag, ": got '", text, "', want a size such as 64000, 4MiB or 25%"));
   }
   return static_cast<int64_t>(std::floor(value * scale));
 }
 
-absl::StatusOr<v1::Policy> ToPolicy(const PolicyFlags& flags) {
+absl::StatusOr<v1::Policy> ToPolicy(const PolicyFlags& flags, int64_t cache_bytes) {
   v1::Policy policy;
   policy.set_preset(flags.preset);
   policy.set_profile(flags.profile);
-  KVERN_RETURN_IF_ERROR(SetBudget(flags, &policy));
+  KVERN_RETURN_IF_ERROR(SetBudget(flags, cache_bytes, &policy));
   if (!flags.budgeter.empty()) {
     KVERN_RETURN_IF_ERROR(SetStage("--budgeter", flags.budgeter, policy.mutable_budgeter()));
   }

@@ -33,14 +33,15 @@ struct PolicyFlags {
 
 void AddPolicyFlags(CLI::App* app, PolicyFlags* flags);
 
-// Errors: InvalidArgument naming the flag (a usage error). Names and ranges of stages are the
+// `cache_bytes`, k + v of the cache, is what a budget in per cent counts from. Errors:
+// InvalidArgument naming the flag (a usage error). Names and ranges of stages are the
 // server's to judge.
-absl::StatusOr<v1::Policy> ToPolicy(const PolicyFlags& flags);
+absl::StatusOr<v1::Policy> ToPolicy(const PolicyFlags& flags, int64_t cache_bytes);
 
 // `name:k=v,k=v`; a bare `k` means `k=true`.
 absl::StatusOr<v1::StageSpec> ParseStage(const std::string& flag, const std::string& text);
-// `64000`, `512KiB`, `1.5GiB`, `2GB`.
-absl::StatusOr<int64_t> ParseSize(const std::string& flag, const std::string& text);
+// `64000`, `512KiB`, `1.5GiB`, `2GB`, or `25%` of `whole` bytes, rounded down.
+absl::StatusOr<int64_t> ParseSize(const std::string& flag, const std::string& text, int64_t whole);
 
 }  // namespace kvern::cli
 

@@ -63,7 +63,8 @@ absl::Status RunUnpack(const UnpackFlags& flags, const GlobalFlags& globals,
   const std::vector<int64_t> extent = {shape.layers, shape.kv_heads, shape.tokens, shape.head_dim};
   file.tensors["k"] = {client::FileDType(shape.dtype), extent, AsBytes(dense.k)};
   file.tensors["v"] = {client::FileDType(shape.dtype), extent, AsBytes(dense.v)};
-  KVERN_RETURN_IF_ERROR(client::WriteSafetensorsFile(flags.output, file, ProgressLine(console, "writing")));
+  KVERN_RETURN_IF_ERROR(
+      client::WriteSafetensorsFile(flags.output, file, ProgressLine(console, "writing")));
   const int64_t packed_bytes = std::ssize(cache.BytesOf("packed"));
   if (globals.json) {
     PrintJson(console, {{"input", flags.input},

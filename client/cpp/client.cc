@@ -14,6 +14,7 @@
 #include "grpcpp/create_channel.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/security/credentials.h"
+#include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
 #include "kvern/v1/compression.grpc.pb.h"
 #include "kvern/v1/model.grpc.pb.h"
@@ -50,6 +51,10 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> Credentials(const TlsF
   return grpc::SslCredentials(options);
 }
 
+absl::Status Unreachable(const std::string& message) {
+  return WithReason(absl::UnavailableError(message), "UNREACHABLE");
+}
+
 // Gives up at the first failed attempt: a missing socket is an answer, not something to wait for.
 absl::Status AwaitReady(grpc::Channel& channel, const std::string& address,
                         absl::Duration patience) {
@@ -57,11 +62,11 @@ absl::Status AwaitReady(grpc::Channel& channel, const std::string& address,
   grpc_connectivity_state state = channel.GetState(/*try_to_connect=*/true);
   while (state != GRPC_CHANNEL_READY) {
     if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN) {
-      return absl::UnavailableError(absl::StrCat("no server answers at '", address, "'"));
+      return Unreachable(absl::StrCat("no server answers at '", address, "'"));
     }
     if (!channel.WaitForStateChange(state, deadline)) {
-      return absl::UnavailableError(absl::StrCat("no server answered at '", address, "' within ",
-                                                 absl::FormatDuration(patience)));
+      return Unreachable(absl::StrCat("no server answered at '", address, "' within ",
+                                      absl::FormatDuration(patience)));
     }
     state = channel.GetState(/*try_to_connect=*/true);
   }

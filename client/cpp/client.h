@@ -46,7 +46,7 @@ struct ClientOptions {
 // ReasonOf, FieldOf (kernels/base/error_reason.h), RetryDelayOf (status_details.h).
 class Client {
  public:
-  // `unix:PATH` or `HOST:PORT`. Errors: Unavailable when no server answers within connect_timeout;
+  // `unix:PATH` or `HOST:PORT`. Errors: Unavailable/UNREACHABLE when no server answers in time;
   // InvalidArgument for unreadable TLS files.
   static absl::StatusOr<Client> Connect(const std::string& address,
                                         const ClientOptions& options = {});

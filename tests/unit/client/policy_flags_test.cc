@@ -17,7 +17,7 @@ absl::StatusOr<v1::Policy> Parse(const std::string& line) {
   PolicyFlags flags;
   AddPolicyFlags(&app, &flags);
   app.parse(line);
-  return ToPolicy(flags);
+  return ToPolicy(flags, /*cache_bytes=*/1000);
 }
 
 TEST(PolicyFlags, LeavesUnsaidPartsUnset) {
@@ -84,15 +84,16 @@ TEST(ParseStage, RefusesWhatItCannotRead) {
 }
 
 TEST(ParseSize, ReadsUnits) {
-  EXPECT_EQ(*ParseSize("f", "64000"), 64000);
-  EXPECT_EQ(*ParseSize("f", "4MiB"), 4 << 20);
-  EXPECT_EQ(*ParseSize("f", "1.5K"), 1536);
-  EXPECT_EQ(*ParseSize("f", "2GB"), 2'000'000'000);
+  EXPECT_EQ(*ParseSize("f", "64000", 1000), 64000);
+  EXPECT_EQ(*ParseSize("f", "4MiB", 1000), 4 << 20);
+  EXPECT_EQ(*ParseSize("f", "1.5K", 1000), 1536);
+  EXPECT_EQ(*ParseSize("f", "2GB", 1000), 2'000'000'000);
+  EXPECT_EQ(*ParseSize("f", "6.25%", 1000), 62);
 }
 
 TEST(ParseSize, RefusesWhatIsNoSize) {
-  for (const char* text : {"", "x", "-1", "nan", "1e30", "4 m"}) {
-    EXPECT_EQ(ExitCode(ParseSize("f", text).status()), kExitUsage) << text;
+  for (const char* text : {"", "x", "-1", "nan", "1e30", "4 m", "%", "5%B"}) {
+    EXPECT_EQ(ExitCode(ParseSize("f", text, 1000).status()), kExitUsage) << text;
   }
 }
 
