@@ -1,7 +1,7 @@
 // Decoding asks for the positions of all slots, as keys without their mean are rotated back.
 #include "server/engine/decode_stored.h"
 
-#include <utility>
+#include <new>
 
 #include "kernels/base/kv_ref.h"
 #include "kernels/base/status_macros.h"
@@ -24,19 +24,20 @@ std::vector<int32_t> SlotPositionsOf(const memory::StoredInfo& info, int64_t row
   return positions;
 }
 
-}  // namespace
+int64_t Layers(const pipeline::ModelSpec& model, const memory::StoredInfo& info) {
+  return info.layer_indices.empty() ? model.num_layers
+                                    : static_cast<int64_t>(info.layer_indices.size());
+}
 
-absl::Status DecodePacked(Backend& backend, const pipeline::ModelSpec& model,
-                          const memory::StoredSequence& sequence, DenseKv* dense) {
-  if (!sequence.Packed()) {
-    return absl::FailedPreconditionError("sequence: got a dense one, want a packed one to decode");
-  }
+int64_t LayerBytes(const memory::StoredInfo& info) {
+  return int64_t{info.kv_heads} * info.num_tokens * info.head_dim * SizeOf(info.dtype);
+}
+
+absl::Status Decode(Backend& backend, const pipeline::ModelSpec& model,
+                    const memory::StoredSequence& sequence, DenseKv* dense) {
   const memory::StoredInfo& info = sequence.Info();
-  const int64_t layers = info.layer_indices.empty()
-                             ? model.num_layers
-                             : static_cast<int64_t>(info.layer_indices.size());
-  const int64_t layer_bytes =
-      int64_t{info.kv_heads} * info.num_tokens * info.head_dim * SizeOf(info.dtype);
+  const int64_t layers = Layers(model, info);
+  const int64_t layer_bytes = LayerBytes(info);
   dense->k.assign(layers * layer_bytes, std::byte{0});
   dense->v.assign(layers * layer_bytes, std::byte{0});
   pipeline::PackedKv packed;
@@ -55,6 +56,24 @@ absl::Status DecodePacked(Backend& backend, const pipeline::ModelSpec& model,
   }
   return pipeline::Unpack(backend, model, packed, SlotPositionsOf(info, layers * info.kv_heads),
                           target);
+}
+
+}  // namespace
+
+int64_t DenseBytes(const pipeline::ModelSpec& model, const memory::StoredInfo& info) {
+  return 2 * Layers(model, info) * LayerBytes(info);
+}
+
+absl::Status DecodePacked(Backend& backend, const pipeline::ModelSpec& model,
+                          const memory::StoredSequence& sequence, DenseKv* dense) {
+  if (!sequence.Packed()) {
+    return absl::FailedPreconditionError("sequence: got a dense one, want a packed one to decode");
+  }
+  try {
+    return Decode(backend, model, sequence, dense);
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("decode: got no memory for k and v, want more of it");
+  }
 }
 
 }  // namespace kvern::engine

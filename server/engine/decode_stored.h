@@ -3,6 +3,7 @@
 #define KVERN_SERVER_ENGINE_DECODE_STORED_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -17,7 +18,10 @@ struct DenseKv {
   std::vector<std::byte> v;
 };
 
-// Errors: FailedPrecondition unless the sequence is packed; of the backend.
+// Bytes of both.
+int64_t DenseBytes(const pipeline::ModelSpec& model, const memory::StoredInfo& info);
+
+// Errors: FailedPrecondition unless the sequence is packed; ResourceExhausted; of the backend.
 absl::Status DecodePacked(Backend& backend, const pipeline::ModelSpec& model,
                           const memory::StoredSequence& sequence, DenseKv* dense);
 

@@ -3,9 +3,11 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <new>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "kernels/base/error_reason.h"
@@ -225,6 +227,12 @@ int64_t Engine::Release(const std::vector<std::string>& sequence_ids) {
 absl::Status Engine::DecodeStored(const memory::StoredSequence& sequence, absl::Time deadline,
                                   std::vector<std::byte>* k, std::vector<std::byte>* v) {
   KVERN_ASSIGN_OR_RETURN(const auto model, impl_->models.Find(sequence.Info().model));
+  const int64_t dense_bytes = DenseBytes(model->spec, sequence.Info());
+  if (dense_bytes > impl_->limits.queued_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("decode: got ", dense_bytes, " bytes of k and v, want at most ",
+                     impl_->limits.queued_bytes, " (--queued-bytes), or the packed form"));
+  }
   const JobStop stop(deadline, nullptr, &impl_->shutdown);
   DenseKv dense;
   absl::Status status;
@@ -234,7 +242,7 @@ absl::Status Engine::DecodeStored(const memory::StoredSequence& sequence, absl::
     ended.Notify();
   };
   WorkQueue::Task task;
-  task.bytes = sequence.StoredBytes();
+  task.bytes = dense_bytes;
   task.run = [&](absl::Duration) {
     const BoundStop bound(*impl_->backend, &stop, nullptr);
     const absl::Status wanted = stop.Check();

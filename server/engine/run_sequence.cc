@@ -152,8 +152,8 @@ absl::Status SequenceRun::BindPositions() {
 
 absl::Status SequenceRun::Bind() {
   const Workplace& workplace = call_.workplace;
-  KVERN_ASSIGN_OR_RETURN(source_, BindSource(job_, {&workplace.pools, &workplace.store},
-                                             call_.model, workplace.limits));
+  KVERN_ASSIGN_OR_RETURN(
+      source_, BindSource(job_, {workplace.pools, workplace.store, workplace.limits}, call_.model));
   KVERN_RETURN_IF_ERROR(CheckEpoch());
   KVERN_RETURN_IF_ERROR(BindPositions());
   KVERN_RETURN_IF_ERROR(BindDetails(job_, source_.get()));

@@ -73,8 +73,9 @@ void PointAtLengths(BoundSource* source) {
 }
 
 absl::Status BindPaged(const PagedSource& paged, const SourceTables& tables,
-                       const RegisteredModel& model, const Limits& limits, BoundSource* source) {
-  KVERN_ASSIGN_OR_RETURN(source->pool, tables.pools->Find(paged.pool));
+                       const RegisteredModel& model, BoundSource* source) {
+  const Limits& limits = tables.limits;
+  KVERN_ASSIGN_OR_RETURN(source->pool, tables.pools.Find(paged.pool));
   const memory::PoolSpec& pool = source->pool->spec;
   if (pool.model != model.id || pool.kv_heads != model.spec.kv_heads ||
       pool.head_dim != model.spec.head_dim) {
@@ -105,7 +106,7 @@ absl::Status BindPaged(const PagedSource& paged, const SourceTables& tables,
 
 absl::Status BindStored(const StoredSource& stored, const SourceTables& tables,
                         const RegisteredModel& model, BoundSource* source) {
-  KVERN_ASSIGN_OR_RETURN(source->stored, tables.store->Find(stored.sequence));
+  KVERN_ASSIGN_OR_RETURN(source->stored, tables.store.Find(stored.sequence));
   const memory::StoredInfo& info = source->stored->Info();
   if (info.model != model.id || info.kv_heads != model.spec.kv_heads ||
       info.head_dim != model.spec.head_dim) {
@@ -231,19 +232,18 @@ int64_t BoundSource::TotalTokens() const {
 
 absl::StatusOr<std::unique_ptr<BoundSource>> BindSource(const SequenceJob& job,
                                                         const SourceTables& tables,
-                                                        const RegisteredModel& model,
-                                                        const Limits& limits) {
+                                                        const RegisteredModel& model) {
   auto source = std::make_unique<BoundSource>();
   source->input.model = &model.spec;
   source->input.calibrations = &source->calibrations;
   source->input.side = &job.side;
   if (const auto* paged = std::get_if<PagedSource>(&job.source)) {
-    KVERN_RETURN_IF_ERROR(BindPaged(*paged, tables, model, limits, source.get()));
+    KVERN_RETURN_IF_ERROR(BindPaged(*paged, tables, model, source.get()));
   } else if (const auto* stored = std::get_if<StoredSource>(&job.source)) {
     KVERN_RETURN_IF_ERROR(BindStored(*stored, tables, model, source.get()));
   } else {
     KVERN_RETURN_IF_ERROR(
-        BindInline(std::get<InlineSource>(job.source), model, limits, source.get()));
+        BindInline(std::get<InlineSource>(job.source), model, tables.limits, source.get()));
   }
   PointAtLengths(source.get());
   return source;

@@ -41,8 +41,9 @@ struct BoundSource {
 };
 
 struct SourceTables {
-  const memory::PoolTable* pools = nullptr;
-  memory::Store* store = nullptr;
+  const memory::PoolTable& pools;
+  memory::Store& store;
+  const Limits& limits;
 };
 
 // Leases the memory and sets kind, views, dtype, lengths and layers. Errors: NotFound/POOL_EXPIRED
@@ -50,8 +51,7 @@ struct SourceTables {
 // sequence).
 absl::StatusOr<std::unique_ptr<BoundSource>> BindSource(const SequenceJob& job,
                                                         const SourceTables& tables,
-                                                        const RegisteredModel& model,
-                                                        const Limits& limits);
+                                                        const RegisteredModel& model);
 // Checks what else the job says of a bound source: ranges, prefix, side tensors. Sets those members
 // of `source->input`.
 absl::Status BindDetails(const SequenceJob& job, BoundSource* source);

@@ -128,12 +128,9 @@ class EngineTest : public testing::Test {
   void AddPool(const std::string& id, const std::function<void(memory::PoolSpec*)>& change) {
     const int64_t block_bytes = kKvHeads * kBlockTokens * kRowBytes;
     const int64_t view_bytes = kBlocks * block_bytes;
-    const int fd = memfd_create("pool", MFD_ALLOW_SEALING | MFD_CLOEXEC);
-    ASSERT_GE(fd, 0);
-    ASSERT_EQ(ftruncate(fd, 2 * kLayers * view_bytes), 0);
-    ASSERT_EQ(fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK), 0);
-    auto region = memory::Region::Map(fd, getuid());
-    ASSERT_TRUE(region.ok()) << region.status();
+    const bool shared = id == "pool" && shared_memory_ != nullptr;
+    const auto region = shared ? shared_memory_ : MakeMemory(2 * kLayers * view_bytes);
+    ASSERT_NE(region, nullptr);
     memory::PoolSpec spec;
     spec.id = id;
     spec.model = "small";
@@ -143,7 +140,7 @@ class EngineTest : public testing::Test {
     spec.block_tokens = kBlockTokens;
     spec.num_blocks = kBlocks;
     spec.engine = memory::EngineLabel::kVllm;
-    spec.regions = {engine_->Attachments().Attach(*region, kConnection)};
+    spec.regions = {engine_->Attachments().Attach(region, kConnection)};
     for (int64_t layer = 0; layer < kLayers; ++layer) {
       const KvStrides strides = {block_bytes, kBlockTokens * kRowBytes, kRowBytes, 2};
       spec.layers.push_back({static_cast<int32_t>(layer),
@@ -155,8 +152,16 @@ class EngineTest : public testing::Test {
     ASSERT_TRUE(pool.ok()) << pool.status();
     if (id != "pool") return;
     pool_ = *pool;
-    pool_memory_ = *region;
-    FillPool(/*seed=*/7);
+    pool_memory_ = region;
+    if (!shared) FillPool(/*seed=*/7);
+  }
+
+  static std::shared_ptr<memory::Region> MakeMemory(int64_t bytes) {
+    const int fd = memfd_create("pool", MFD_ALLOW_SEALING | MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, bytes) != 0) return nullptr;
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) != 0) return nullptr;
+    auto region = memory::Region::Map(fd, getuid());
+    return region.ok() ? *std::move(region) : nullptr;
   }
 
   void FillPool(uint32_t seed) {
@@ -251,6 +256,7 @@ class EngineTest : public testing::Test {
   std::unique_ptr<Engine> engine_;
   std::shared_ptr<const memory::Pool> pool_;
   std::shared_ptr<memory::Region> pool_memory_;
+  std::shared_ptr<memory::Region> shared_memory_;  // set: the pool's, across engines and processes
 };
 
 }  // namespace kvern::engine
