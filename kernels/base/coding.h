@@ -6,8 +6,11 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
+#include <span>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/kv_ref.h"
 #include "kernels/base/packed_layout.h"
 
 namespace kvern {
@@ -56,20 +59,36 @@ inline float FiniteMean(Float16 mean) {
   return std::isfinite(value) ? value : 0.0f;
 }
 
+// The row names a known codec, a head of `rows`, 1..64 tokens, and a block inside `packed_bytes`.
+// Every difference is taken on the side that cannot overflow.
+inline bool IsSound(const PackedRow& row, std::span<const KvRef> rows, int64_t packed_bytes) {
+  const CodecId codec = static_cast<CodecId>(row.codec);
+  const bool known = row.codec == static_cast<int64_t>(CodecId::kRaw16) ||
+                     row.codec == static_cast<int64_t>(CodecId::kI8t) ||
+                     row.codec == static_cast<int64_t>(CodecId::kLm4);
+  if (!known || row.layer < 0 || row.layer >= std::ssize(rows)) return false;
+  const KvRef& ref = rows[row.layer];
+  if (row.kv_head < 0 || row.kv_head >= ref.kv_heads) return false;
+  if (row.tokens < 1 || row.tokens > kPackedBlockTokens || row.byte_offset < 0) return false;
+  const int64_t bytes = BlockBytes(codec, ref.dtype, row.tokens, ref.head_dim);
+  return bytes <= packed_bytes && row.byte_offset <= packed_bytes - bytes;
+}
+inline bool SlotsEndBy(const PackedRow& row, int64_t slots) {
+  return row.first_slot >= 0 && row.tokens <= slots && row.first_slot <= slots - row.tokens;
+}
+
 // The planes of one row of the packed table.
 struct PackedPlanes {
-  int64_t codes = 0;         // byte offset into `packed`
-  int64_t code_row_bytes = 0;
-  int64_t scales = 0;        // byte offset; unused by raw16
-  int64_t end = 0;
+  int64_t codes = 0;           // byte offset into `packed`
+  int64_t code_row_bytes = 0;  // of one token
+  int64_t scales = 0;          // byte offset; unused by raw16
 };
-inline PackedPlanes PlanesOf(const PackedRow& row, DType dtype, int64_t head_dim) {
+inline PackedPlanes PlanesOf(const PackedRow& row, const KvRef& ref) {
   const CodecId codec = static_cast<CodecId>(row.codec);
   PackedPlanes planes;
   planes.codes = row.byte_offset;
-  planes.code_row_bytes = CodeRowBytes(codec, dtype, head_dim);
-  planes.scales = row.byte_offset + ScaleOffset(codec, dtype, row.tokens, head_dim);
-  planes.end = row.byte_offset + BlockBytes(codec, dtype, row.tokens, head_dim);
+  planes.code_row_bytes = CodeRowBytes(codec, ref.dtype, ref.head_dim);
+  planes.scales = row.byte_offset + ScaleOffset(codec, ref.dtype, row.tokens, ref.head_dim);
   return planes;
 }
 

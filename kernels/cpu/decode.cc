@@ -45,9 +45,8 @@ class RowDecoder {
   }
 
   void Decode() {
-    const PackedPlanes planes = PlanesOf(row_, out_.dtype, out_.head_dim);
-    KVERN_CHECK(row_.byte_offset >= 0 && planes.end <= std::ssize(args_.packed));
-    KVERN_CHECK(row_.first_slot >= 0 && row_.first_slot + row_.tokens <= out_.tokens);
+    const PackedPlanes planes = PlanesOf(row_, out_);
+    KVERN_CHECK(SlotsEndBy(row_, out_.tokens));
     for (int64_t token = 0; token < row_.tokens; ++token) {
       const std::byte* codes = args_.packed.data() + planes.codes + token * planes.code_row_bytes;
       if (static_cast<CodecId>(row_.codec) == CodecId::kRaw16) {
@@ -140,6 +139,7 @@ class RowDecoder {
 };
 
 absl::Status DecodeRow(const DecodeArgs& args, const PackedRow& row, Scratch& scratch) {
+  KVERN_CHECK(IsSound(row, args.rows, std::ssize(args.packed)));
   scratch.Reset();
   const int64_t padded = PaddedDim(args.rows[row.layer].head_dim);
   const Buffers buffers = {scratch.Take<float>(padded), scratch.Take<float>(padded),

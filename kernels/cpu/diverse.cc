@@ -224,6 +224,7 @@ void Problem::Write(KeepList* keep) const {
 // `first` is the first of the group's rows.
 absl::Status DiverseRows(const HeadProblem& first, const DiverseArgs& args,
                          std::span<const int64_t> rows, KeepList* keep) {
+  KVERN_RETURN_IF_ERROR(first.runner.Check());
   Problem problem(first.runner, args, rows);
   KVERN_RETURN_IF_ERROR(problem.Begin(keep->Count(first.layer, first.head), first.scratch));
   KVERN_RETURN_IF_ERROR(problem.Pick());

@@ -74,9 +74,8 @@ class RowEncoder {
   }
 
   EncodeCounts Encode() {
-    const PackedPlanes planes = PlanesOf(row_, keys_.dtype, keys_.head_dim);
-    KVERN_CHECK(row_.byte_offset >= 0 && planes.end <= std::ssize(args_.packed));
-    KVERN_CHECK(row_.first_slot + row_.tokens <= args_.keep->Count(row_.layer, row_.kv_head));
+    const PackedPlanes planes = PlanesOf(row_, keys_);
+    KVERN_CHECK(SlotsEndBy(row_, args_.keep->Count(row_.layer, row_.kv_head)));
     const int32_t* source = args_.keep->Row(row_.layer, row_.kv_head) + row_.first_slot;
     EncodeCounts counts;
     for (int64_t token = 0; token < row_.tokens; ++token) {
@@ -202,6 +201,7 @@ class RowEncoder {
 
 absl::Status EncodeRow(const EncodeArgs& args, const PackedRow& row, Scratch& scratch,
                        EncodeCounts* counts) {
+  KVERN_CHECK(IsSound(row, args.rows, std::ssize(args.packed)));
   scratch.Reset();
   const int64_t padded = PaddedDim(args.rows[row.layer].head_dim);
   const Buffers buffers = {scratch.Take<float>(padded), scratch.Take<float>(padded),

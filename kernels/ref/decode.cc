@@ -26,9 +26,8 @@ class RowDecoder {
   }
 
   void Decode() {
-    const PackedPlanes planes = PlanesOf(row_, out_.dtype, out_.head_dim);
-    KVERN_CHECK(row_.byte_offset >= 0 && planes.end <= std::ssize(args_.packed));
-    KVERN_CHECK(row_.first_slot >= 0 && row_.first_slot + row_.tokens <= out_.tokens);
+    const PackedPlanes planes = PlanesOf(row_, out_);
+    KVERN_CHECK(SlotsEndBy(row_, out_.tokens));
     for (int64_t token = 0; token < row_.tokens; ++token) {
       const std::byte* codes = args_.packed.data() + planes.codes + token * planes.code_row_bytes;
       if (static_cast<CodecId>(row_.codec) == CodecId::kRaw16) {
@@ -92,6 +91,7 @@ class RowDecoder {
 absl::Status Decode(const StopCheck* stop, const DecodeArgs& args) {
   for (const PackedRow& row : args.table) {
     if (stop != nullptr) KVERN_RETURN_IF_ERROR(stop->Check());
+    KVERN_CHECK(IsSound(row, args.rows, std::ssize(args.packed)));
     RowDecoder(args, row).Decode();
   }
   return absl::OkStatus();

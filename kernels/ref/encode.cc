@@ -81,9 +81,8 @@ class RowEncoder {
   }
 
   EncodeCounts Encode() {
-    const PackedPlanes planes = PlanesOf(row_, keys_.dtype, keys_.head_dim);
-    KVERN_CHECK(row_.byte_offset >= 0 && planes.end <= std::ssize(args_.packed));
-    KVERN_CHECK(row_.first_slot + row_.tokens <= args_.keep->Count(row_.layer, row_.kv_head));
+    const PackedPlanes planes = PlanesOf(row_, keys_);
+    KVERN_CHECK(SlotsEndBy(row_, args_.keep->Count(row_.layer, row_.kv_head)));
     const int32_t* source = args_.keep->Row(row_.layer, row_.kv_head) + row_.first_slot;
     EncodeCounts counts;
     for (int64_t token = 0; token < row_.tokens; ++token) {
@@ -144,6 +143,7 @@ absl::Status Encode(const StopCheck* stop, const EncodeArgs& args, EncodeCounts*
   *counts = {};
   for (const PackedRow& row : args.table) {
     if (stop != nullptr) KVERN_RETURN_IF_ERROR(stop->Check());
+    KVERN_CHECK(IsSound(row, args.rows, std::ssize(args.packed)));
     const EncodeCounts coded = RowEncoder(args, row).Encode();
     counts->nonfinite += coded.nonfinite;
     counts->squared_error += coded.squared_error;

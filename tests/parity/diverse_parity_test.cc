@@ -157,5 +157,19 @@ TEST(DiverseParity, LambdaZeroIsTopK) {
   }
 }
 
+TEST(DiverseParity, EveryBackendStopsWhenAsked) {
+  HostKvSpec spec;
+  spec.tokens = 40;
+  Problem problem(spec, 79);
+  problem.args.lambda = 0.5f;
+  const support::AlwaysCancelled stop;
+  const int32_t* data = problem.counts.data();
+  support::ForEachBackend([&](Backend& backend) {
+    KeepList keep = KeepList::WithCounts(DenseView(data, 1, 1));
+    backend.Bind(&stop);
+    EXPECT_EQ(backend.Diverse(problem.args, &keep).code(), absl::StatusCode::kCancelled);
+  });
+}
+
 }  // namespace
 }  // namespace kvern

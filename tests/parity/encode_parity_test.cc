@@ -100,5 +100,30 @@ TEST(EncodeParity, EveryBackendWritesTheSameBytesAndCounts) {
   }
 }
 
+TEST(EncodeParity, EveryBackendStopsWhenAsked) {
+  HostKvSpec spec;
+  spec.tokens = 10;
+  HostKv kv = support::RandomKv(spec, 53);
+  const KeepList keep = support::KeepEvery(kv.refs(), 0, 1);
+  const support::PackedCase plan = support::PlanRows(kv.refs(), keep, {CodecId::kI8t, 0});
+  const support::AlwaysCancelled stop;
+  support::ForEachBackend([&](Backend& backend) {
+    std::vector<std::byte> packed(plan.bytes);
+    EncodeArgs encode;
+    encode.rows = kv.refs();
+    encode.keep = &keep;
+    encode.table = plan.table;
+    encode.packed = packed;
+    DecodeArgs decode;
+    decode.packed = packed;
+    decode.table = plan.table;
+    decode.rows = kv.refs();
+    EncodeCounts counts;
+    backend.Bind(&stop);
+    EXPECT_EQ(backend.Encode(encode, &counts).code(), absl::StatusCode::kCancelled);
+    EXPECT_EQ(backend.Decode(decode).code(), absl::StatusCode::kCancelled);
+  });
+}
+
 }  // namespace
 }  // namespace kvern

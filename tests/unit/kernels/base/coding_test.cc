@@ -1,6 +1,8 @@
 // Scales are total, and the nibble order is the documented one.
 #include "kernels/base/coding.h"
 
+#include <limits>
+
 #include "gtest/gtest.h"
 
 namespace kvern {
@@ -33,15 +35,54 @@ TEST(PlanesOf, StartsEachPlaneOn16Bytes) {
         row.codec = static_cast<int64_t>(codec);
         row.tokens = tokens;
         row.byte_offset = 256;
-        const PackedPlanes planes = PlanesOf(row, DType::kBF16, head_dim);
+        const KvRef ref = DenseKvRef(DType::kBF16, nullptr, 1, tokens, head_dim);
+        const PackedPlanes planes = PlanesOf(row, ref);
         EXPECT_EQ(planes.codes, 256);
         EXPECT_EQ(planes.scales % kPlaneAlign, 0);
         EXPECT_GE(planes.scales, planes.codes + tokens * planes.code_row_bytes);
-        EXPECT_EQ(planes.end - planes.codes,
-                  BlockBytes(codec, DType::kBF16, tokens, head_dim));
+        const int64_t end = 256 + BlockBytes(codec, DType::kBF16, tokens, head_dim);
+        EXPECT_GE(end, planes.scales + 2 * tokens);
+        EXPECT_TRUE(IsSound(row, {&ref, 1}, end));
+        EXPECT_FALSE(IsSound(row, {&ref, 1}, end - 1));
       }
     }
   }
+}
+
+TEST(IsSound, RefusesRowsThatNameWhatIsNotThere) {
+  const KvRef ref = DenseKvRef(DType::kBF16, nullptr, /*kv_heads=*/2, /*tokens=*/64, 64);
+  constexpr int64_t kBytes = 1 << 20;
+  constexpr int64_t kHuge = std::numeric_limits<int64_t>::max();
+  PackedRow good = {};
+  good.codec = static_cast<int64_t>(CodecId::kLm4);
+  good.tokens = 64;
+  EXPECT_TRUE(IsSound(good, {&ref, 1}, kBytes));
+  const auto sound = [&](int64_t PackedRow::*field, int64_t value) {
+    PackedRow row = good;
+    row.*field = value;
+    return IsSound(row, {&ref, 1}, kBytes);
+  };
+  for (const int64_t value : {int64_t{-1}, kHuge, -kHuge - 1}) {
+    EXPECT_FALSE(sound(&PackedRow::layer, value));
+    EXPECT_FALSE(sound(&PackedRow::kv_head, value));
+    EXPECT_FALSE(sound(&PackedRow::codec, value));
+    EXPECT_FALSE(sound(&PackedRow::tokens, value));
+    EXPECT_FALSE(sound(&PackedRow::byte_offset, value));
+  }
+  EXPECT_FALSE(sound(&PackedRow::kv_head, 2));
+  EXPECT_FALSE(sound(&PackedRow::codec, 256));  // 0 once cut to a byte
+  EXPECT_FALSE(sound(&PackedRow::tokens, 0));
+  EXPECT_FALSE(sound(&PackedRow::tokens, 65));
+}
+
+TEST(SlotsEndBy, DoesNotOverflow) {
+  PackedRow row = {};
+  row.tokens = 64;
+  row.first_slot = std::numeric_limits<int64_t>::max() - 1;
+  EXPECT_FALSE(SlotsEndBy(row, 1000));
+  row.first_slot = 936;
+  EXPECT_TRUE(SlotsEndBy(row, 1000));
+  EXPECT_FALSE(SlotsEndBy(row, 999));
 }
 
 TEST(FiniteMean, IsZeroForWhatIsNotANumber) {

@@ -67,11 +67,14 @@ TEST(Hadamard, ComesBack) {
 }
 
 TEST(Hadamard, TakesSignsFromSplitMix64SeededWithTheHeadDim) {
-  const std::vector<float> signs64(HadamardOf(64).signs.begin(), HadamardOf(64).signs.begin() + 16);
-  EXPECT_THAT(signs64, testing::ElementsAre(-1, -1, 1, 1, 1, -1, -1, 1, 1, -1, -1, 1, -1, 1, -1, 1));
-  const std::vector<float> signs128(HadamardOf(128).signs.begin(),
-                                    HadamardOf(128).signs.begin() + 16);
-  EXPECT_THAT(signs128, testing::ElementsAre(1, 1, 1, -1, 1, -1, -1, 1, 1, 1, -1, -1, 1, 1, -1, -1));
+  const auto first16 = [](int32_t head_dim) {
+    const std::vector<float>& signs = HadamardOf(head_dim).signs;
+    return std::vector<float>(signs.begin(), signs.begin() + 16);
+  };
+  EXPECT_THAT(first16(64),
+              testing::ElementsAre(-1, -1, 1, 1, 1, -1, -1, 1, 1, -1, -1, 1, -1, 1, -1, 1));
+  EXPECT_THAT(first16(128),
+              testing::ElementsAre(1, 1, 1, -1, 1, -1, -1, 1, 1, 1, -1, -1, 1, 1, -1, -1));
 }
 
 TEST(Hadamard, SplitsAHeadDimWithoutAMatrixIntoTheLargestBlocks) {

@@ -225,6 +225,36 @@ TEST(Lm4, SendsTiesToTheLowerIndex) {
   EXPECT_EQ(sevens, 4);
 }
 
+TEST(Encode, WritesTheSameCodesInBlocksOfAnySize) {
+  const HostKv kv = RandomKv(Gaussian(150, 96), 28);
+  const KeepList keep = support::KeepEvery(kv.refs(), 0, 1);
+  for (const CodecSpec codec : {kI8, kLm4}) {
+    const HostKv want = DecodeAll(EncodeAll(kv, codec), kv.spec());
+    for (const int64_t block_tokens : {int64_t{1}, int64_t{16}, int64_t{32}, int64_t{47}}) {
+      Coded coded;
+      int64_t bytes = 0;
+      for (int64_t slot = 0; slot < 150; slot += block_tokens) {
+        PackedRow row = {};
+        row.codec = static_cast<int64_t>(codec.id);
+        row.flags = codec.flags;
+        row.first_slot = slot;
+        row.tokens = std::min(block_tokens, 150 - slot);
+        row.byte_offset = bytes;
+        bytes += AlignUp(BlockBytes(codec.id, DType::kF32, row.tokens, 96), kPackedBlockAlign);
+        coded.table.push_back(row);
+      }
+      coded.packed.resize(bytes);
+      EncodeArgs args;
+      args.rows = kv.refs();
+      args.keep = &keep;
+      args.table = coded.table;
+      args.packed = coded.packed;
+      ASSERT_TRUE(ref::Encode(/*stop=*/nullptr, args, &coded.counts).ok());
+      EXPECT_EQ(Compare(want, DecodeAll(coded, kv.spec())).nmse, 0.0) << block_tokens;
+    }
+  }
+}
+
 TEST(Encode, NamesSlotsOfTheKeepList) {
   const HostKv kv = RandomKv(Gaussian(200, 64), 27);
   const KeepList keep = support::KeepEvery(kv.refs(), 3, 2);
