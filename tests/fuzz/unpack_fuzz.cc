@@ -25,7 +25,7 @@ class Bytes {
   // Zeros once the input has ended.
   void Take(void* out, size_t size) {
     const size_t here = std::min(size, left_);
-    std::memset(out, 0, size);
+    if (size > 0) std::memset(out, 0, size);  // memset wants memory even for no bytes
     if (here > 0) std::memcpy(out, data_, here);
     data_ += here;
     left_ -= here;
