@@ -16,6 +16,7 @@ MadeScorer MakeSnapKvScorer(const StageParams& params);
 MadeScorer MakeExpectedAttentionScorer(const StageParams& params);
 MadeScorer MakeKeyDiffScorer(const StageParams& params);
 MadeScorer MakeKeyNormScorer(const StageParams& params);
+MadeScorer MakeValueNormScorer(const StageParams& params);
 MadeScorer MakeAttentionMassScorer(const StageParams& params);
 MadeScorer MakeExternalScorer(const StageParams& params);
 MadeScorer MakeRandomScorer(const StageParams& params);
@@ -70,6 +71,7 @@ constexpr ScorerEntry kScorers[] = {
      &MakeKeyDiffScorer},
     {{"key_norm", "Keys of small norm (L2 norm eviction, arXiv 2406.11430).", {}},
      &MakeKeyNormScorer},
+    {{"value_norm", "Values of large norm.", {}, kNeedsValues}, &MakeValueNormScorer},
     {{"attention_mass",
       "Attention that the frontend saw each token receive (H2O, arXiv 2306.14048).",
       kAttentionMassParams, kNeedsAttentionMass},
