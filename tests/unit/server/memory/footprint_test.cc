@@ -76,6 +76,7 @@ TEST(Footprint, NeverCallsApartWhatSharesAByte) {
     const std::vector<ViewAxis> axes = RandomAxes(random);
     std::vector<ViewAxis> others = axes;
     if (trial % 3 == 0) others = RandomAxes(random);
+    if (trial % 3 == 1) others[random() % 3].extent = 1 + static_cast<int64_t>(random() % 4);
     const int64_t shift = 2 * (static_cast<int64_t>(random() % 80) - 40);
     const Footprint a = FootprintOf(1000, 2, axes);
     const Footprint b = FootprintOf(1000 + shift, 2, others);

@@ -5,6 +5,7 @@
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
 
 #include <condition_variable>
@@ -250,6 +251,22 @@ TEST_F(HandleBrokerTest, LimitsConnections) {
   WaitForClosed(1);
   Client fourth(options_.path);
   EXPECT_EQ(fourth.Attach(4096).status, 0u);
+}
+
+TEST_F(HandleBrokerTest, RefusesAPeerOfAnotherUser) {
+  if (geteuid() != 0) GTEST_SKIP() << "needs root to become somebody else";
+  Start();
+  ASSERT_EQ(chmod(directory_.c_str(), 0755), 0);
+  ASSERT_EQ(chmod((directory_ + "/run").c_str(), 0755), 0);
+  ASSERT_EQ(chmod(options_.path.c_str(), 0666), 0);
+  // The system call changes this thread alone, the library's function all of them.
+  constexpr uid_t kNobody = 65534;
+  ASSERT_EQ(syscall(SYS_setresuid, -1, kNobody, -1), 0);
+  Client client(options_.path);
+  ASSERT_EQ(syscall(SYS_setresuid, -1, 0, -1), 0);
+  ASSERT_TRUE(client.Connected());
+  EXPECT_EQ(client.Receive().status, static_cast<uint32_t>(absl::StatusCode::kPermissionDenied));
+  EXPECT_TRUE(client.Receive().ended);
 }
 
 TEST_F(HandleBrokerTest, ServesOthersBesideAPeerThatNeverReads) {
