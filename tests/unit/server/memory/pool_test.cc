@@ -3,6 +3,7 @@
 
 #include <limits>
 #include <string>
+#include <thread>
 
 #include "gmock/gmock.h"
 #include "kernels/base/error_reason.h"
@@ -285,6 +286,16 @@ TEST_F(PoolTableTest, RefusesAttachmentsOfAClosedConnection) {
   const PoolSpec spec = Attached("late", 1);
   attachments_.Close(1);
   EXPECT_EQ(ReasonOf(table_->Register(spec).status()), "ATTACHMENT_UNKNOWN");
+}
+
+TEST_F(PoolTableTest, NeverKeepsAPoolWhoseConnectionEndedMeanwhile) {
+  for (int64_t connection = 1; connection <= 300; ++connection) {
+    const PoolSpec spec = Attached("race", connection);
+    std::thread closer([&] { attachments_.Close(connection); });
+    table_->Register(spec).IgnoreError();
+    closer.join();
+    ASSERT_TRUE(table_->List().empty()) << "round " << connection;
+  }
 }
 
 TEST_F(PoolTableTest, HoldersKeepTheRegionMappedAfterTheEnd) {
