@@ -27,9 +27,7 @@ class CentredKeys {
         tokens_(tokens),
         rows_(TakeTile<float>(problem.scratch, kChunkTokens, keys.head_dim)),
         centred_(TakeTile<float>(problem.scratch, kChunkTokens, keys.head_dim)),
-        reference_(problem.scratch.Take<float>(PadToLanes(keys.head_dim))),
-        reference64_(problem.scratch.Take<double>(PadToLanes(keys.head_dim))),
-        vector64_(problem.scratch.Take<double>(PadToLanes(keys.head_dim))) {}
+        reference_(problem.scratch.Take<float>(PadToLanes(keys.head_dim))) {}
 
   // Once scratch.Taken() is ok. The reference key is the first finite one of the tokens in `mask`
   // (null: of all), else the first finite one, else zero.
@@ -37,7 +35,6 @@ class CentredKeys {
     std::fill(rows_.data, rows_.data + rows_.Size(), 0.0f);
     std::fill(reference_, reference_ + rows_.stride[0], 0.0f);
     if (!Search(mask)) Search(nullptr);
-    std::copy(reference_, reference_ + rows_.stride[0], reference64_);
   }
 
   // [count, padded head_dim], valid until the next Load.
@@ -56,11 +53,9 @@ class CentredKeys {
     }
   }
 
-  // <vector, reference key> over the first `n` coordinates, in f64.
-  double ReferenceDot(const float* vector, int64_t n) {
-    std::copy(vector, vector + n, vector64_);
-    std::fill(vector64_ + n, vector64_ + rows_.stride[0], 0.0);
-    return OneLaneDot(vector64_, reference64_, n);
+  // <vector, reference key> over the first `n` coordinates, in f64. `vector` is aligned and padded.
+  double ReferenceDot(const float* vector, int64_t n) const {
+    return LaneDotAs<double>(vector, reference_, n);
   }
 
  private:
@@ -81,16 +76,7 @@ class CentredKeys {
   TensorView<float, 2> rows_;
   TensorView<float, 2> centred_;
   float* reference_;
-  double* reference64_;
-  double* vector64_;
 };
-
-// Strided [n] to a padded row; the padding becomes 0.
-template <class T>
-void CopyVector(TensorView<const T, 1> from, T* to) {
-  for (int64_t i = 0; i < from.shape[0]; ++i) to[i] = from(i);
-  std::fill(to + from.shape[0], to + PadToLanes(from.shape[0]), T{0});
-}
 
 }  // namespace kvern::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();

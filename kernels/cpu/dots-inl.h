@@ -42,17 +42,36 @@ struct DotBlock {
   int64_t n;  // elements of each dot
 };
 
-// The tree over 16 lanes of four sums that lie one after the other.
+// The first two steps of the tree: 16 lanes to 4.
+template <class T>
+HWY_INLINE hn::Vec<hn::FixedTag<T, 4>> FourLanes(const T* HWY_RESTRICT lanes) {
+  const hn::FixedTag<T, 4> d;
+  return hn::Add(hn::Add(hn::Load(d, lanes), hn::Load(d, lanes + 8)),
+                 hn::Add(hn::Load(d, lanes + 4), hn::Load(d, lanes + 12)));
+}
+
+template <class T>
+inline constexpr bool kHasFourLanes = hn::MaxLanes(LaneTag<T>()) >= 4;
+
+// TreeSum of one sum's lanes.
+template <class T>
+HWY_INLINE T LaneTreeSum(const T* HWY_RESTRICT lanes) {
+  if constexpr (kHasFourLanes<T>) {
+    HWY_ALIGN T four[4];
+    hn::Store(FourLanes(lanes), hn::FixedTag<T, 4>(), four);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+  } else {
+    return TreeSum(lanes);
+  }
+}
+
+// TreeSum of four sums whose lanes lie one after the other.
 template <class T>
 HWY_INLINE void StoreTreeSums(const T* HWY_RESTRICT lanes, T* HWY_RESTRICT out) {
-  if constexpr (hn::MaxLanes(LaneTag<T>()) >= 4) {
+  if constexpr (kHasFourLanes<T>) {
     const hn::FixedTag<T, 4> d;
-    const auto quad = [&](int i) HWY_ATTR {
-      const T* from = lanes + i * kLanes;
-      return hn::Add(hn::Add(hn::Load(d, from), hn::Load(d, from + 8)),
-                     hn::Add(hn::Load(d, from + 4), hn::Load(d, from + 12)));
-    };
-    const auto a = quad(0), b = quad(1), c = quad(2), e = quad(3);
+    const auto a = FourLanes(lanes), b = FourLanes(lanes + kLanes);
+    const auto c = FourLanes(lanes + 2 * kLanes), e = FourLanes(lanes + 3 * kLanes);
     const auto ab = hn::Add(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
     const auto ce = hn::Add(hn::ConcatLowerLower(d, e, c), hn::ConcatUpperUpper(d, e, c));
     hn::StoreU(hn::Add(hn::ConcatEven(d, ce, ab), hn::ConcatOdd(d, ce, ab)), d, out);
@@ -150,24 +169,37 @@ HWY_INLINE void LaneDots(const DotBlock<T>& block, TensorView<T, 2> out) {
   }
 }
 
-// LaneDot(a, b, n) of one pair; both aligned and readable up to a multiple of 16.
-template <class T>
-HWY_INLINE T OneLaneDot(const T* HWY_RESTRICT a, const T* HWY_RESTRICT b, int64_t n) {
+// Loads elements of one type as lanes of another: f32 as f64 or each as itself.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadWide(D d, const hn::TFromD<D>* from) {
+  return hn::Load(d, from);
+}
+HWY_INLINE hn::Vec<LaneTag<double>> LoadWide(LaneTag<double> d, const float* from) {
+  return hn::PromoteTo(d, hn::Load(hn::Rebind<float, LaneTag<double>>(), from));
+}
+
+// LaneDot(a, b, n) of one pair, in T; both aligned and readable up to a multiple of 16.
+template <class T, class A, class B>
+HWY_INLINE T LaneDotAs(const A* a, const B* b, int64_t n) {
   const LaneTag<T> d;
   HWY_ALIGN T lanes[kLanes];
   for (int64_t part = 0; part < kLanes; part += static_cast<int64_t>(hn::MaxLanes(d))) {
     auto sum = hn::Zero(d);
     int64_t i = part;
     for (; i - part + kLanes <= n; i += kLanes) {
-      sum = hn::MulAdd(hn::Load(d, a + i), hn::Load(d, b + i), sum);
+      sum = hn::MulAdd(LoadWide(d, a + i), LoadWide(d, b + i), sum);
     }
     if (i < n) {
-      const auto present = Present(d, n - i);
-      sum = hn::IfThenElse(present, hn::MulAdd(hn::Load(d, a + i), hn::Load(d, b + i), sum), sum);
+      const auto added = hn::MulAdd(LoadWide(d, a + i), LoadWide(d, b + i), sum);
+      sum = hn::IfThenElse(Present(d, n - i), added, sum);
     }
     hn::Store(sum, d, lanes + part);
   }
-  return TreeSum(lanes);
+  return LaneTreeSum(lanes);
+}
+template <class T>
+HWY_INLINE T OneLaneDot(const T* a, const T* b, int64_t n) {
+  return LaneDotAs<T>(a, b, n);
 }
 
 }  // namespace kvern::cpu::HWY_NAMESPACE

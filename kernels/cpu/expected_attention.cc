@@ -12,7 +12,7 @@
 // After foreach_target.h, which decides for what it is compiled.
 #include "hwy/highway.h"
 #include "kernels/base/status_macros.h"
-#include "kernels/cpu/centred_keys-inl.h"
+#include "kernels/cpu/dots-inl.h"
 #include "kernels/cpu/heads.h"
 #include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/token_rows-inl.h"
@@ -134,7 +134,7 @@ HWY_INLINE void FullLogits(const QueryMoments& moments, const Chunk& chunk, int6
   vector.shape[0] = 1;
   LaneDots(DotsOf(keys, count, vector, head_dim), DenseView(linear, 1, kChunkTokens));
   for (int64_t r = 0; r < count; ++r) {
-    logits[r] = linear[r] + OneLaneDot(chunk.images.At(r), keys.At(r), head_dim);
+    logits[r] = linear[r] + LaneDotAs<double>(chunk.images.At(r), keys.At(r), head_dim);
   }
 }
 

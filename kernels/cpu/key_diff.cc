@@ -25,21 +25,19 @@ namespace hn = hwy::HWY_NAMESPACE;
 constexpr double kSmallestNorm = 1e-12;    // of a key, before it is divided
 constexpr double kSmallestProduct = 1e-8;  // of the two norms under the cosine
 
-// Keys of one head, un-rotated if asked, a chunk at a time in f32 and f64.
+// Keys of one head, un-rotated if asked, a chunk at a time.
 class KeyChunks {
  public:
   KeyChunks(const HeadProblem& problem, const KeyDiffArgs& args)
       : problem_(problem),
         args_(args),
         keys_(args.keys[problem.layer]),
-        tile_(TakeTile<float>(problem.scratch, kChunkTokens, keys_.head_dim)),
-        wide_(TakeTile<double>(problem.scratch, kChunkTokens, keys_.head_dim)) {}
+        tile_(TakeTile<float>(problem.scratch, kChunkTokens, keys_.head_dim)) {}
 
   // Once scratch.Taken() is ok.
   void Clear() { std::fill(tile_.data, tile_.data + tile_.Size(), 0.0f); }
   int64_t head_dim() const { return keys_.head_dim; }
   const float* Row(int64_t r) const { return tile_.At(r); }
-  TensorView<double, 2> wide() const { return wide_; }
 
   HWY_INLINE void Load(int64_t first, int64_t count) {
     LoadRows(keys_, problem_.head, first, FirstRows(tile_, count));
@@ -48,12 +46,6 @@ class KeyChunks {
       const int64_t angles = table.Row(problem_.layer, problem_.head, first + r);
       TurnRow<Turn::kUnrotate>(RowOf(table, angles), tile_.At(r));
     }
-    const hn::ScalableTag<double> d;
-    const hn::Rebind<float, decltype(d)> narrow;
-    const int64_t elements = count * tile_.stride[0];
-    for (int64_t i = 0; i < elements; i += static_cast<int64_t>(hn::MaxLanes(d))) {
-      hn::Store(hn::PromoteTo(d, hn::Load(narrow, tile_.data + i)), d, wide_.data + i);
-    }
   }
 
  private:
@@ -61,7 +53,6 @@ class KeyChunks {
   const KeyDiffArgs& args_;
   const KvRef& keys_;
   TensorView<float, 2> tile_;
-  TensorView<double, 2> wide_;
 };
 
 // anchor = mean unit key of the finite keys alive; norms [tokens], NaN for keys not finite.
@@ -74,12 +65,12 @@ absl::Status FindAnchor(const HeadProblem& problem, KeyChunks& chunks,
     const int64_t count = std::min(kChunkTokens, tokens - first);
     chunks.Load(first, count);
     for (int64_t r = 0; r < count; ++r) {
-      const double* key = chunks.wide().At(r);
-      const bool finite = AllFinite(chunks.Row(r), chunks.head_dim());
-      const double norm = std::sqrt(OneLaneDot(key, key, chunks.head_dim()));
+      const float* key = chunks.Row(r);
+      const bool finite = AllFinite(key, chunks.head_dim());
+      const double norm = std::sqrt(LaneDotAs<double>(key, key, chunks.head_dim()));
       norms[first + r] = finite ? norm : kRowNaN;
       if (!finite || alive(first + r) == 0) continue;
-      anchor->Add(first + r, chunks.Row(r), 1.0 / std::max(norm, kSmallestNorm));
+      anchor->Add(first + r, key, 1.0 / std::max(norm, kSmallestNorm));
       ++added;
     }
     const int64_t next = first + kChunkTokens;
@@ -105,24 +96,15 @@ absl::Status KeyDiffHead(const HeadProblem& problem, const KeyDiffArgs& args, Sc
       args.alive.At(problem.layer, problem.head), {tokens}, {args.alive.stride[2]}};
   KVERN_RETURN_IF_ERROR(FindAnchor(problem, chunks, alive, &anchor, row));
   const double* direction = anchor.totals();
-  const double anchor_norm = std::sqrt(OneLaneDot(direction, direction, keys.head_dim));
-  HWY_ALIGN double dots[kChunkTokens];
+  const double anchor_norm = std::sqrt(LaneDotAs<double>(direction, direction, keys.head_dim));
   for (int64_t first = 0; first < tokens; first += kChunkTokens) {
     KVERN_RETURN_IF_ERROR(CheckAtTile(problem.runner, first));
     const int64_t count = std::min(kChunkTokens, tokens - first);
     chunks.Load(first, count);
-    const TensorView<double, 2> wide = chunks.wide();
-    LaneDots<double>({.rows = wide.data,
-                      .row_stride = wide.stride[0],
-                      .row_count = count,
-                      .vectors = direction,
-                      .vector_stride = wide.stride[0],
-                      .vector_count = 1,
-                      .n = keys.head_dim},
-                     DenseView(dots, 1, kChunkTokens));
     for (int64_t r = 0; r < count; ++r) {
       double& norm_then_score = row[first + r];
-      norm_then_score = -dots[r] / std::max(norm_then_score * anchor_norm, kSmallestProduct);
+      const double product = std::max(norm_then_score * anchor_norm, kSmallestProduct);
+      norm_then_score = -LaneDotAs<double>(chunks.Row(r), direction, keys.head_dim) / product;
     }
   }
   StoreScores(row, tokens, ScoreRow(scores, problem));

@@ -105,6 +105,13 @@ TensorView<T, 2> FirstRows(TensorView<T, 2> tile, int64_t rows) {
   return tile;
 }
 
+// Strided [n] to a padded row; the padding becomes 0.
+template <class T>
+void CopyVector(TensorView<const T, 1> from, T* to) {
+  for (int64_t i = 0; i < from.shape[0]; ++i) to[i] = from(i);
+  std::fill(to + from.shape[0], to + PadToLanes(from.shape[0]), T{0});
+}
+
 }  // namespace kvern::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 

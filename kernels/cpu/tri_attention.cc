@@ -36,7 +36,7 @@ QueryGroup TakeGroup(Scratch& scratch, const TriAttentionArgs& args, int64_t siz
           TakeTile<float>(scratch, size, args.bands), scratch.Take<double>(vectors), size};
 }
 
-void FillGroup(const HeadProblem& problem, const TriAttentionArgs& args, CentredKeys& keys,
+void FillGroup(const HeadProblem& problem, const TriAttentionArgs& args, const CentredKeys& keys,
                QueryGroup& group) {
   const int64_t dims = 2 * int64_t{args.bands};
   for (int64_t g = 0; g < group.size; ++g) {
