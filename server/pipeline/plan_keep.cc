@@ -157,20 +157,17 @@ class KeepPlanner {
   }
 
   absl::Status CheckForcedFits() const {
-    const MaskView forced = masks_.forced.View(), candidates = masks_.candidates.View();
-    for (int64_t row = 0; row < Rows(); ++row) {
-      const int64_t layer = row / input_.KvHeads(), head = row % input_.KvHeads();
-      int64_t protected_tokens = 0, free_tokens = 0;
-      for (int64_t token = 0; token < input_.Tokens(); ++token) {
-        protected_tokens += forced(layer, head, token);
-        free_tokens += candidates(layer, head, token);
-      }
+    // A shared mask row stands for rows of equal counts.
+    for (int64_t row = 0; row < masks_.forced.StoredRows(); ++row) {
+      const uint8_t* forced = masks_.forced.Row(row);
+      const uint8_t* candidates = masks_.candidates.Row(row);
+      const int64_t least = std::count(forced, forced + input_.Tokens(), 1);
+      const int64_t most = least + std::count(candidates, candidates + input_.Tokens(), 1);
       const int64_t count = plan_.counts.counts[row];
-      if (protected_tokens > count || protected_tokens + free_tokens < count) {
-        return absl::InternalError(absl::StrCat("plan: got a count of ", count, " for layer ",
-                                                layer, " head ", head, ", want ", protected_tokens,
-                                                " to ", protected_tokens + free_tokens));
-      }
+      if (least <= count && count <= most) continue;
+      return absl::InternalError(absl::StrCat("plan: got a count of ", count, " in row ", row,
+                                              " (layer * kv_heads + head), want ", least, " to ",
+                                              most));
     }
     return absl::OkStatus();
   }
@@ -213,15 +210,16 @@ class KeepPlanner {
 
   // Only candidates have scores (ruling 8); those of them that came out NaN are counted.
   void HideProtected() {
-    const ScoreView scores = ViewOf(plan_.scores);
     const MaskView candidates = masks_.candidates.View();
     for (int64_t row = 0; row < Rows(); ++row) {
-      const int64_t layer = row / input_.KvHeads(), head = row % input_.KvHeads();
+      float* scores = plan_.scores.data() + row * input_.Tokens();
+      const uint8_t* is_candidate = candidates.At(row / input_.KvHeads(), row % input_.KvHeads());
       for (int64_t token = 0; token < input_.Tokens(); ++token) {
-        float& score = scores(layer, head, token);
-        const bool is_candidate = candidates(layer, head, token) != 0;
-        plan_.nan_scores += is_candidate && std::isnan(score) ? 1 : 0;
-        if (!is_candidate) score = std::numeric_limits<float>::quiet_NaN();
+        if (is_candidate[token] == 0) {
+          scores[token] = std::numeric_limits<float>::quiet_NaN();
+        } else if (std::isnan(scores[token])) {
+          ++plan_.nan_scores;
+        }
       }
     }
   }

@@ -28,14 +28,14 @@ TokenMask::Rows RowsOf(bool differ) {
   return differ ? TokenMask::Rows::kOwn : TokenMask::Rows::kShared;
 }
 
-// Hard protection less what had to be trimmed, and the soft recent tokens that the plan granted.
-void ForceRow(const SequenceInput& input, const ResolvedPolicy& policy, const CountPlan& counts,
-              int64_t row, uint8_t* forced) {
+// Hard protection less what had to be trimmed, then the soft recent tokens that the plan granted.
+TokenSpans ForcedSpans(const SequenceInput& input, const ResolvedPolicy& policy,
+                       const CountPlan& counts, int64_t row) {
   const int64_t length = RowLength(input, row / input.KvHeads(), row % input.KvHeads());
-  const TokenSpans hard = TrimOldest(HardProtected(input, policy, length),
-                                     PinnedPrefix(input, policy, length), counts.counts[row]);
-  for (const TokenSpan& span : hard) std::fill(forced + span.begin, forced + span.end, 1);
-  std::fill(forced + length - std::min<int64_t>(counts.recent[row], length), forced + length, 1);
+  TokenSpans spans = TrimOldest(HardProtected(input, policy, length),
+                                PinnedPrefix(input, policy, length), counts.counts[row]);
+  spans.push_back({length - std::min<int64_t>(counts.recent[row], length), length});
+  return spans;
 }
 
 }  // namespace
@@ -69,10 +69,13 @@ TokenMasks MasksOf(const SequenceInput& input, const ResolvedPolicy& policy,
   const TokenMask::Rows rows = RowsOf(LengthsDiffer(input) || PlansDiffer(counts));
   TokenMasks masks{AliveMask(input), TokenMask(input, rows), TokenMask(input, rows)};
   for (int64_t row = 0; row < masks.forced.StoredRows(); ++row) {
-    ForceRow(input, policy, counts, row, masks.forced.Row(row));
+    uint8_t* forced = masks.forced.Row(row);
+    for (const TokenSpan& span : ForcedSpans(input, policy, counts, row)) {
+      std::fill(forced + span.begin, forced + span.end, 1);
+    }
     const int64_t length = RowLength(input, row / input.KvHeads(), row % input.KvHeads());
     for (int64_t token = 0; token < length; ++token) {
-      masks.candidates.Row(row)[token] = masks.forced.Row(row)[token] == 0 ? 1 : 0;
+      masks.candidates.Row(row)[token] = forced[token] == 0 ? 1 : 0;
     }
   }
   return masks;

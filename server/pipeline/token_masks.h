@@ -20,6 +20,7 @@ class TokenMask {
   // Rows to fill: 1 when shared, layers * kv_heads otherwise.
   int64_t StoredRows() const { return rows_ == Rows::kShared ? 1 : layers_ * kv_heads_; }
   uint8_t* Row(int64_t row) { return bytes_.data() + row * tokens_; }
+  const uint8_t* Row(int64_t row) const { return bytes_.data() + row * tokens_; }
 
  private:
   Rows rows_ = Rows::kShared;

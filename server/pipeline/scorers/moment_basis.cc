@@ -119,8 +119,15 @@ class LowRank {
   }
 };
 
-absl::Status FillRow(const QueryMoments& moments, const BandMap& map, int64_t source, int64_t row,
+// Which (layer, query head) of the moments becomes which row of the basis.
+struct RowPair {
+  int64_t source;
+  int64_t row;
+};
+
+absl::Status FillRow(const QueryMoments& moments, const BandMap& map, RowPair at,
                      MomentBasis* basis) {
+  const auto [source, row] = at;
   const int64_t n = basis->head_dim;
   double* mean = basis->mean.data() + row * n;
   std::copy_n(moments.mean.data() + source * n, n, mean);
@@ -163,7 +170,7 @@ absl::StatusOr<MomentBasis> Build(const SequenceInput& sequence, const MomentOpt
   for (int64_t row = 0; row < basis.rows; ++row) {
     const int64_t source =
         int64_t{sequence.layer_indices[row / model.q_heads]} * model.q_heads + row % model.q_heads;
-    KVERN_RETURN_IF_ERROR(FillRow(*sequence.calibrations->moments, map, source, row, &basis));
+    KVERN_RETURN_IF_ERROR(FillRow(*sequence.calibrations->moments, map, {source, row}, &basis));
   }
   return basis;
 }
