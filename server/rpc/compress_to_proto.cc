@@ -7,6 +7,9 @@
 #include <type_traits>
 #include <vector>
 
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/error_reason.h"
 #include "server/rpc/grpc_status.h"
 #include "server/rpc/name_from_proto.h"
 
@@ -85,10 +88,17 @@ void SetBytes(const engine::SequenceResult& result, v1::SequenceResult* out) {
   packed->set_blocks(AsBytes(result.packed->blocks));
 }
 
+// The engine names fields inside their sequence, the edge inside the request; the wire does the
+// latter.
+absl::Status InRequest(const absl::Status& status, int index) {
+  const std::string field = FieldOf(status);
+  if (field.empty() || absl::StartsWith(field, "sequences[")) return status;
+  return WithField(status, absl::StrCat("sequences[", index, "].", field));
+}
+
 void SequenceToProto(const engine::SequenceResult& result, v1::SequenceResult* out) {
   out->set_sequence_id(result.sequence_id);
   out->set_outcome(OutcomeToProto(result.outcome));
-  if (!result.status.ok()) *out->mutable_status() = ToProto(result.status);
   out->set_epoch(result.epoch);
   out->set_num_logical_tokens(result.logical_tokens);
   out->set_num_physical_tokens(result.physical_tokens);
@@ -135,7 +145,10 @@ void Count(engine::Outcome outcome, engine::CompressSummary* summary) {
 void ToProto(const engine::CompressResult& result, v1::CompressCacheResponse* response) {
   response->set_replayed(result.replayed);
   for (const engine::SequenceResult& sequence : result.results) {
-    SequenceToProto(sequence, response->add_results());
+    const int index = response->results_size();
+    v1::SequenceResult* out = response->add_results();
+    SequenceToProto(sequence, out);
+    if (!sequence.status.ok()) *out->mutable_status() = ToProto(InRequest(sequence.status, index));
   }
 }
 

@@ -17,6 +17,13 @@ namespace {
 
 constexpr int64_t kMaxPosition = std::numeric_limits<int32_t>::max();
 
+// The next one must exist.
+absl::Status CheckEpoch(uint64_t epoch) {
+  if (epoch < std::numeric_limits<uint64_t>::max()) return absl::OkStatus();
+  const FieldPath path("header");
+  return BadField(path.Child("epoch"), "got 2^64 - 1, want a lower one, so that it can grow");
+}
+
 // Of the slots that hold a token; -1 when there are none.
 int64_t LastPosition(const std::vector<int32_t>& positions) {
   return positions.empty() ? -1 : *std::max_element(positions.begin(), positions.end());
@@ -87,11 +94,11 @@ absl::StatusOr<memory::StoredInfo> FromProto(const v1::StoredSequence& header,
       header.num_logical_tokens() == 0 ? header.num_tokens() : header.num_logical_tokens();
   KVERN_RETURN_IF_ERROR(CheckRange(path.Child("num_logical_tokens"), info.logical_tokens,
                                    header.num_tokens(), kMaxPosition));
+  KVERN_RETURN_IF_ERROR(CheckEpoch(header.epoch()));
   info.epoch = header.epoch();
   if (!header.positions().values().empty()) {
     const int64_t rows = static_cast<int64_t>(info.layer_indices.size()) * info.kv_heads;
-    const PositionRule rule{
-        .tokens = info.num_tokens, .rows = rows, .below = header.num_logical_tokens()};
+    const PositionRule rule{.tokens = info.num_tokens, .rows = rows, .below = info.logical_tokens};
     KVERN_RETURN_IF_ERROR(CheckPositions(header.positions(), rule, path.Child("positions")));
     info.positions.assign(header.positions().values().begin(), header.positions().values().end());
     info.per_head_positions = header.positions().per_head();
@@ -114,6 +121,7 @@ absl::StatusOr<Append> FromProto(const v1::AppendHeader& header, const Limits& l
                          ParseName(header.name(), Collection::kSequences, path.Child("name")));
   KVERN_RETURN_IF_ERROR(
       CheckRange(path.Child("num_tokens"), header.num_tokens(), 1, limits.tokens_per_sequence));
+  KVERN_RETURN_IF_ERROR(CheckEpoch(header.epoch()));
   append.epoch = header.epoch();
   append.tokens = header.num_tokens();
   const FieldPath positions = path.Child("positions");

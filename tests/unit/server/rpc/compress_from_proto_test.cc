@@ -297,7 +297,7 @@ TEST(CompressFromProto, CopiesSideTensorsAsFloatsAndLetsNanPass) {
   EXPECT_EQ(sequence.side_layers, 2);
   EXPECT_EQ(sequence.side.window, 1);
   EXPECT_EQ(sequence.side.q_window.size(), 64u);
-  EXPECT_EQ(sequence.side.q_window[0], 0.01148987f);  // bf16 0x3c3c
+  EXPECT_EQ(sequence.side.q_window[0], 0.011474609375f);  // bf16 0x3c3c
   EXPECT_TRUE(std::isnan(sequence.side.external_scores[7]));
   EXPECT_EQ(sequence.side.external_scores[8], 1.5f);
 }

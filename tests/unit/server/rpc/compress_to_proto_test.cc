@@ -4,6 +4,7 @@
 #include <cstring>
 #include <string>
 
+#include "google/rpc/error_details.pb.h"
 #include "gtest/gtest.h"
 #include "kernels/base/error_reason.h"
 
@@ -102,6 +103,21 @@ TEST(CompressToProto, CarriesAFaultWithItsDetails) {
   EXPECT_EQ(response.results(0).status().code(), 5);
   EXPECT_EQ(response.results(0).status().message(), "pool: gone");
   EXPECT_EQ(response.results(0).status().details_size(), 1);
+}
+
+TEST(CompressToProto, NamesFieldsFromTheRequestOn) {
+  engine::CompressResult result;
+  result.results.resize(2);
+  result.results[0].status = WithField(absl::InvalidArgumentError("x"), "sequences[0].inline");
+  result.results[1].status = WithField(absl::InvalidArgumentError("x"), "paged.block_ids");
+  v1::CompressCacheResponse response;
+  ToProto(result, &response);
+  const char* want[] = {"sequences[0].inline", "sequences[1].paged.block_ids"};
+  for (int i = 0; i < 2; ++i) {
+    google::rpc::BadRequest request;
+    ASSERT_TRUE(response.results(i).status().details(0).UnpackTo(&request));
+    EXPECT_EQ(request.field_violations(0).field(), want[i]);
+  }
 }
 
 TEST(Summarize, CountsOutcomesAndAddsUp) {

@@ -49,6 +49,7 @@ TEST(PutHeaderFromProto, NamesTheBadField) {
       {"header.num_tokens", "got -1", [](Header* h) { h->set_num_tokens(-1); }},
       {"header.num_logical_tokens", "got 1, want 2..",
        [](Header* h) { h->set_num_logical_tokens(1); }},
+      {"header.epoch", "got 2^64 - 1", [](Header* h) { h->set_epoch(~uint64_t{0}); }},
       {"header.layer_indices[0]", "got 3, want 0..2", [](Header* h) { h->add_layer_indices(3); }},
       {"header.layer_indices[1]", "got 1 after 1",
        [](Header* h) {
@@ -57,6 +58,11 @@ TEST(PutHeaderFromProto, NamesTheBadField) {
        }},
       {"header.positions.values", "want one per token, 2",
        [](Header* h) { h->mutable_positions()->add_values(0); }},
+      {"header.positions.values", "got 2, want below num_logical_tokens 2",
+       [](Header* h) {
+         h->mutable_positions()->add_values(0);
+         h->mutable_positions()->add_values(2);
+       }},
       {"header.positions", "want a position for every token",
        [](Header* h) {
          h->mutable_positions()->set_per_head(true);
@@ -78,6 +84,7 @@ TEST(AppendHeaderFromProto, NamesTheBadField) {
   using Header = v1::AppendHeader;
   const Spoiled<Header> cases[] = {
       {"header.name", "want sequences/", [](Header* h) { h->set_name("s"); }},
+      {"header.epoch", "got 2^64 - 1", [](Header* h) { h->set_epoch(~uint64_t{0}); }},
       {"header.num_tokens", "got 0, want 1..", [](Header* h) { h->set_num_tokens(0); }},
       {"header.positions", "got 1 positions, want one per token, 2",
        [](Header* h) { h->add_positions(0); }},
