@@ -289,6 +289,7 @@ EngineGauges Engine::Gauges() const {
   gauges.store_capacity_bytes = impl_->store->CapacityBytes();
   gauges.attachments = impl_->attachments.Count();
   gauges.remembered_sequences = impl_->remembered.Count();
+  gauges.replay_evictions = impl_->replays.Evictions();
   return gauges;
 }
 

@@ -104,6 +104,7 @@ void ReplayCache::Keep(const Key& key, absl::Time now, const CompressResult& ans
   const int64_t bytes = BytesOf(answer);
   if (bytes > limits_.replay_bytes) {
     entries_.erase(key);
+    ++evictions_;
     return;
   }
   auto stored = std::make_shared<CompressResult>(answer);
@@ -119,6 +120,7 @@ void ReplayCache::Keep(const Key& key, absl::Time now, const CompressResult& ans
   while (static_cast<int64_t>(ages_.size()) > limits_.replay_answers ||
          bytes_ > limits_.replay_bytes) {
     Erase(Key(ages_.front()));
+    ++evictions_;
   }
 }
 

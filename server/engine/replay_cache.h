@@ -3,6 +3,7 @@
 #ifndef KVERN_SERVER_ENGINE_REPLAY_CACHE_H_
 #define KVERN_SERVER_ENGINE_REPLAY_CACHE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <list>
@@ -49,6 +50,8 @@ class ReplayCache {
   std::vector<Waiter> Finish(const CompressJob& job, absl::Time now, const Answer& answer);
   // Drops answers that speak of these sequences.
   void Forget(const absl::flat_hash_set<std::string>& sequence_ids);
+  // Answers dropped before their time because count or bytes were at their limit.
+  int64_t Evictions() const { return evictions_.load(std::memory_order_relaxed); }
 
  private:
   using Key = std::pair<std::string, std::string>;  // peer, request_id
@@ -71,6 +74,7 @@ class ReplayCache {
   std::list<Key> ages_ ABSL_GUARDED_BY(mutex_);  // of stored answers, oldest first
   int64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t waiting_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::atomic<int64_t> evictions_{0};
 };
 
 }  // namespace kvern::engine

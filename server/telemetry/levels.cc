@@ -39,12 +39,16 @@ MetricFamily Gauge(const char* name, const char* help, double value) {
   return family;
 }
 
+MetricFamily Counter(const char* name, const char* help, double value) {
+  MetricFamily family = Family(name, help, MetricType::Counter);
+  Add(value, {}, &family);
+  return family;
+}
+
 void AddProcess(std::vector<MetricFamily>* families) {
   const ProcessStats stats = ReadProcessStats();
-  MetricFamily cpu = Family("process_cpu_seconds_total", "User and system time of the process.",
-                            MetricType::Counter);
-  Add(stats.cpu_seconds, {}, &cpu);
-  families->push_back(std::move(cpu));
+  families->push_back(Counter("process_cpu_seconds_total", "User and system time of the process.",
+                              stats.cpu_seconds));
   families->push_back(
       Gauge("process_resident_memory_bytes", "Resident memory.", stats.resident_bytes));
   families->push_back(
@@ -89,6 +93,9 @@ std::vector<MetricFamily> Levels::Collect() const {
       Gauge("kvern_attachments", "Memory objects held for broker connections.", now.attachments));
   families.push_back(Gauge("kvern_remembered_sequences",
                            "Paged sequences whose epoch is remembered.", now.remembered_sequences));
+  families.push_back(Counter("kvern_replay_evictions_total",
+                             "Stored answers dropped early because their limit was reached.",
+                             now.replay_evictions));
   MetricFamily limits =
       Family("kvern_limit", "Limits in force, in the unit their name says.", MetricType::Gauge);
   for (const LimitField& field : LimitFields()) {

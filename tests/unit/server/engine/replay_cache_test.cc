@@ -55,6 +55,7 @@ TEST(ReplayCache, DropsTheOldestAboveItsNumberAndItsBytes) {
   BeginNow(cache, JobOf("large"), now);
   cache.Finish(JobOf("large"), now, AnswerFor("s", 8000));
   EXPECT_EQ(BeginNow(cache, JobOf("large"), now), Begun::kAnswered);
+  EXPECT_EQ(cache.Evictions(), 2);
   BeginNow(cache, JobOf("huge"), now);
   cache.Finish(JobOf("huge"), now, AnswerFor("s", 20000));
   EXPECT_EQ(BeginNow(cache, JobOf("huge"), now), Begun::kRun);
