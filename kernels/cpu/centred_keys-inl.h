@@ -37,11 +37,14 @@ class CentredKeys {
     if (!Search(mask)) Search(nullptr);
   }
 
-  // [count, padded head_dim], valid until the next Load.
-  TensorView<float, 2> rows() const { return rows_; }
-  TensorView<float, 2> centred() const { return centred_; }
+  int64_t tokens() const { return tokens_; }
+  int64_t head_dim() const { return keys_.head_dim; }
+  // [count, padded head_dim] of the last Load.
+  TensorView<float, 2> rows() const { return FirstRows(rows_, count_); }
+  TensorView<float, 2> centred() const { return FirstRows(centred_, count_); }
 
   HWY_INLINE void Load(int64_t first, int64_t count) {
+    count_ = count;
     LoadRows(keys_, head_, first, FirstRows(rows_, count));
     const LaneTag<float> d;
     const int64_t padded = rows_.stride[0];
@@ -76,6 +79,7 @@ class CentredKeys {
   TensorView<float, 2> rows_;
   TensorView<float, 2> centred_;
   float* reference_;
+  int64_t count_ = 0;
 };
 
 }  // namespace kvern::cpu::HWY_NAMESPACE

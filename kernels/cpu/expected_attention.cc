@@ -68,6 +68,7 @@ struct Chunk {
   TensorView<double, 2> dots;      // [group * (1 + rank), kChunkTokens]
   TensorView<double, 2> diagonal;  // [group, kChunkTokens]
   TensorView<double, 2> images;    // [kChunkTokens, padded rank]: only the full form
+  int64_t count = 0;               // tokens in it
 };
 
 Chunk TakeChunk(Scratch& scratch, const ExpectedAttentionArgs& args, const QueryMoments& moments) {
@@ -77,14 +78,15 @@ Chunk TakeChunk(Scratch& scratch, const ExpectedAttentionArgs& args, const Query
           TakeTile<double>(scratch, kChunkTokens, head_dim),
           TakeTile<double>(scratch, moments.size * moments.per_head, kChunkTokens),
           TakeTile<double>(scratch, moments.size, kChunkTokens),
-          TakeTile<double>(scratch, kChunkTokens, args.rank + kPanelRows)};
+          TakeTile<double>(scratch, kChunkTokens, args.rank + kPanelRows),
+          0};
 }
 
 // Squares of f32 are exact in f64.
-HWY_INLINE void WidenChunk(const Chunk& chunk, int64_t count) {
+HWY_INLINE void WidenChunk(const Chunk& chunk) {
   const TokenTag d;
   const hn::Rebind<float, TokenTag> narrow;
-  const int64_t elements = count * chunk.rows.stride[0];
+  const int64_t elements = chunk.count * chunk.rows.stride[0];
   for (int64_t i = 0; i < elements; i += TokenStep()) {
     const TokenVec x = hn::PromoteTo(d, hn::Load(narrow, chunk.rows.data + i));
     hn::Store(x, d, chunk.keys.data + i);
@@ -119,8 +121,9 @@ HWY_INLINE void LowRankLogits(const QueryMoments& moments, const Chunk& chunk, i
 }
 
 // The same of the full form: the factors are the rows of a matrix, so a key has one image.
-HWY_INLINE void FullLogits(const QueryMoments& moments, const Chunk& chunk, int64_t count,
-                           int64_t g, double* logits) {
+HWY_INLINE void FullLogits(const QueryMoments& moments, const Chunk& chunk, int64_t g,
+                           double* logits) {
+  const int64_t count = chunk.count;
   const int64_t rank = moments.per_head - 1;
   const int64_t first = g * moments.per_head;
   const int64_t head_dim = rank;
@@ -144,14 +147,15 @@ absl::Status FillLogits(const HeadProblem& problem, const ExpectedAttentionArgs&
   const int64_t tokens = logits.shape[1];
   const int64_t head_dim = args.linear.shape[2];
   const uint8_t* counted = args.counted.At(layer, head);
-  const Chunk chunk = TakeChunk(scratch, args, moments);
+  Chunk chunk = TakeChunk(scratch, args, moments);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   std::fill(chunk.rows.data, chunk.rows.data + chunk.rows.Size(), 0.0f);
   for (int64_t first = 0; first < tokens; first += kChunkTokens) {
     KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
     const int64_t count = std::min(kChunkTokens, tokens - first);
+    chunk.count = count;
     LoadRows(args.keys[layer], head, first, FirstRows(chunk.rows, count));
-    WidenChunk(chunk, count);
+    WidenChunk(chunk);
     if (!args.full) {
       LaneDots(DotsOf(chunk.keys, count, moments.vectors, head_dim), chunk.dots);
       LaneDots(DotsOf(chunk.squares, count, moments.diagonal, head_dim), chunk.diagonal);
@@ -159,7 +163,7 @@ absl::Status FillLogits(const HeadProblem& problem, const ExpectedAttentionArgs&
     for (int64_t g = 0; g < moments.size; ++g) {
       double* row = logits.At(g, first);
       if (args.full) {
-        FullLogits(moments, chunk, count, g, row);
+        FullLogits(moments, chunk, g, row);
       } else {
         LowRankLogits(moments, chunk, g, row);
       }

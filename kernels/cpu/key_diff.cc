@@ -55,29 +55,33 @@ class KeyChunks {
   TensorView<float, 2> tile_;
 };
 
-// anchor = mean unit key of the finite keys alive; norms [tokens], NaN for keys not finite.
-absl::Status FindAnchor(const HeadProblem& problem, KeyChunks& chunks,
-                        TensorView<const uint8_t, 1> alive, DimSums* anchor, double* norms) {
+struct Anchor {
+  DimSums direction;  // its totals: mean unit key of the finite keys alive
+  double* norms;      // [tokens] of the keys, NaN for those not finite
+};
+
+absl::Status FindAnchor(const Runner& runner, KeyChunks& chunks,
+                        TensorView<const uint8_t, 1> alive, Anchor& anchor) {
   const int64_t tokens = alive.shape[0];
   int64_t added = 0;
   for (int64_t first = 0; first < tokens; first += kChunkTokens) {
-    KVERN_RETURN_IF_ERROR(CheckAtTile(problem.runner, first));
+    KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
     const int64_t count = std::min(kChunkTokens, tokens - first);
     chunks.Load(first, count);
     for (int64_t r = 0; r < count; ++r) {
       const float* key = chunks.Row(r);
       const bool finite = AllFinite(key, chunks.head_dim());
       const double norm = std::sqrt(LaneDotAs<double>(key, key, chunks.head_dim()));
-      norms[first + r] = finite ? norm : kRowNaN;
+      anchor.norms[first + r] = finite ? norm : kRowNaN;
       if (!finite || alive(first + r) == 0) continue;
-      anchor->Add(first + r, key, 1.0 / std::max(norm, kSmallestNorm));
+      anchor.direction.Add(first + r, key, 1.0 / std::max(norm, kSmallestNorm));
       ++added;
     }
     const int64_t next = first + kChunkTokens;
-    if (next % kTileTokens == 0 || next >= tokens) anchor->CloseTile();
+    if (next % kTileTokens == 0 || next >= tokens) anchor.direction.CloseTile();
   }
   for (int64_t i = 0; i < chunks.head_dim() && added > 0; ++i) {
-    anchor->totals()[i] /= static_cast<double>(added);
+    anchor.direction.totals()[i] /= static_cast<double>(added);
   }
   return absl::OkStatus();
 }
@@ -87,15 +91,15 @@ absl::Status KeyDiffHead(const HeadProblem& problem, const KeyDiffArgs& args, Sc
   const KvRef& keys = args.keys[problem.layer];
   const int64_t tokens = TokensOf(keys, problem.head, scores.shape[2]);
   KeyChunks chunks(problem, args);
-  DimSums anchor(scratch, keys.head_dim);
-  double* row = scratch.Take<double>(PadToLanes(tokens));
+  Anchor anchor = {DimSums(scratch, keys.head_dim), scratch.Take<double>(PadToLanes(tokens))};
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   chunks.Clear();
-  anchor.Clear();
+  anchor.direction.Clear();
   const TensorView<const uint8_t, 1> alive = {
       args.alive.At(problem.layer, problem.head), {tokens}, {args.alive.stride[2]}};
-  KVERN_RETURN_IF_ERROR(FindAnchor(problem, chunks, alive, &anchor, row));
-  const double* direction = anchor.totals();
+  KVERN_RETURN_IF_ERROR(FindAnchor(problem.runner, chunks, alive, anchor));
+  const double* direction = anchor.direction.totals();
+  double* row = anchor.norms;
   const double anchor_norm = std::sqrt(LaneDotAs<double>(direction, direction, keys.head_dim));
   for (int64_t first = 0; first < tokens; first += kChunkTokens) {
     KVERN_RETURN_IF_ERROR(CheckAtTile(problem.runner, first));

@@ -84,7 +84,8 @@ struct ChunkDots {
 };
 
 HWY_INLINE void DotChunk(const TriAttentionArgs& args, const CentredKeys& keys,
-                         const QueryGroup& group, int64_t count, const ChunkDots& dots) {
+                         const QueryGroup& group, const ChunkDots& dots) {
+  const int64_t count = keys.rows().shape[0];
   for (int64_t r = 0; r < count; ++r) BandLengths(args, keys.rows().At(r), dots.lengths.At(r));
   LaneDots<float>({.rows = keys.centred().data,
                    .row_stride = keys.centred().stride[0],
@@ -160,7 +161,7 @@ absl::Status TriAttentionHead(const HeadProblem& problem, const TriAttentionArgs
     KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
     const int64_t count = std::min(kChunkTokens, tokens - first);
     keys.Load(first, count);
-    DotChunk(args, keys, group, count, dots);
+    DotChunk(args, keys, group, dots);
     for (int64_t g = 0; g < group.size; ++g) RawScores(group, dots, g, raw.At(g, first));
   }
   for (int64_t g = 0; g < group.size && args.zscore; ++g) {

@@ -29,25 +29,23 @@ struct QueryWindow {
   TensorView<double, 2> logits;   // [window, padded tokens]
 };
 
-void FillWindow(const WindowAttentionArgs& args, int64_t layer, int64_t q_head, CentredKeys& keys,
-                QueryWindow& window) {
-  const int64_t head_dim = args.queries.shape[3];
-  for (int64_t i = 0; i < args.queries.shape[2]; ++i) {
-    const float* from = args.queries.At(layer, q_head, i);
-    CopyVector<float>({from, {head_dim}, {args.queries.stride[3]}}, window.queries.At(i));
-    window.constant[i] = keys.ReferenceDot(window.queries.At(i), head_dim);
+// queries: [window, head_dim].
+void FillWindow(TensorView<const float, 2> queries, const CentredKeys& keys, QueryWindow& window) {
+  for (int64_t i = 0; i < queries.shape[0]; ++i) {
+    float* query = window.queries.At(i);
+    CopyVector<float>({queries.At(i), {queries.shape[1]}, {queries.stride[1]}}, query);
+    window.constant[i] = keys.ReferenceDot(query, queries.shape[1]);
   }
 }
 
 // logits(i, token) = <query i, key> / sqrt(head_dim), for every token, seen by the query or not.
-absl::Status FillLogits(const HeadProblem& problem, CentredKeys& keys, int64_t tokens,
-                        const QueryWindow& window, int64_t head_dim) {
+absl::Status FillLogits(const Runner& runner, CentredKeys& keys, const QueryWindow& window) {
   const TokenTag d;
   const hn::Rebind<float, TokenTag> narrow;
-  const TokenVec scale = hn::Set(d, 1.0 / std::sqrt(static_cast<double>(head_dim)));
-  for (int64_t first = 0; first < tokens; first += kChunkTokens) {
-    KVERN_RETURN_IF_ERROR(CheckAtTile(problem.runner, first));
-    const int64_t count = std::min(kChunkTokens, tokens - first);
+  const TokenVec scale = hn::Set(d, 1.0 / std::sqrt(static_cast<double>(keys.head_dim())));
+  for (int64_t first = 0; first < keys.tokens(); first += kChunkTokens) {
+    KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
+    const int64_t count = std::min(kChunkTokens, keys.tokens() - first);
     keys.Load(first, count);
     LaneDots<float>({.rows = keys.centred().data,
                      .row_stride = keys.centred().stride[0],
@@ -55,7 +53,7 @@ absl::Status FillLogits(const HeadProblem& problem, CentredKeys& keys, int64_t t
                      .vectors = window.queries.data,
                      .vector_stride = window.queries.stride[0],
                      .vector_count = window.queries.shape[0],
-                     .n = head_dim},
+                     .n = keys.head_dim()},
                     window.dots);
     for (int64_t i = 0; i < window.queries.shape[0]; ++i) {
       const TokenVec constant = hn::Set(d, window.constant[i]);
@@ -138,8 +136,12 @@ absl::Status WindowAttentionHead(const HeadProblem& problem, const WindowAttenti
   std::fill(group, group + prefix, mean ? 0.0 : -kRowInfinity);
   keys.FindReference(/*mask=*/nullptr);
   for (int64_t g = 0; g < group_size && prefix > 0; ++g) {
-    FillWindow(args, layer, head * group_size + g, keys, window);
-    KVERN_RETURN_IF_ERROR(FillLogits(problem, keys, tokens, window, ref.head_dim));
+    const int64_t q_head = head * group_size + g;
+    FillWindow({args.queries.At(layer, q_head),
+                {size, ref.head_dim},
+                {args.queries.stride[2], args.queries.stride[3]}},
+               keys, window);
+    KVERN_RETURN_IF_ERROR(FillLogits(runner, keys, window));
     AverageAttention(window, prefix, shares);
     AddPooled(args, shares, prefix, group);
   }

@@ -96,8 +96,9 @@ double ValueNorm(const ExpectedAttentionArgs& args, int64_t layer, int64_t head,
   return Norm(row.data(), values.head_dim);
 }
 
-absl::Status ScoreHead(const StopCheck* stop, const ExpectedAttentionArgs& args, int64_t layer,
-                       int64_t head, ScoreView scores) {
+absl::Status ScoreHead(const HeadProblem& problem, const ExpectedAttentionArgs& args,
+                       ScoreView scores) {
+  const auto [stop, layer, head] = problem;
   const KvRef& keys = args.keys[layer];
   const int64_t tokens = TokensOf(keys, head, scores.shape[2]);
   const int64_t group_size = args.q_heads / scores.shape[1];
@@ -138,7 +139,7 @@ absl::Status ExpectedAttention(const StopCheck* stop, const ExpectedAttentionArg
                                ScoreView scores) {
   for (int64_t layer = 0; layer < scores.shape[0]; ++layer) {
     for (int64_t head = 0; head < scores.shape[1]; ++head) {
-      KVERN_RETURN_IF_ERROR(ScoreHead(stop, args, layer, head, scores));
+      KVERN_RETURN_IF_ERROR(ScoreHead({stop, layer, head}, args, scores));
     }
   }
   return absl::OkStatus();

@@ -18,8 +18,8 @@ Float16 RoundedMean(TokenSum& sum, int64_t count) {
   return FromFloat<Float16>(static_cast<float>(std::clamp(mean, -kLargestF16, kLargestF16)));
 }
 
-absl::Status MeanOfHead(const StopCheck* stop, const MeanKeyArgs& args, int64_t layer,
-                        int64_t head, Float16* mean) {
+absl::Status MeanOfHead(const HeadProblem& problem, const MeanKeyArgs& args, Float16* mean) {
+  const auto [stop, layer, head] = problem;
   const KvRef& keys = args.keys[layer];
   std::vector<float> row(keys.head_dim);
   std::vector<TokenSum> sums(keys.head_dim);
@@ -46,7 +46,7 @@ absl::Status MeanKey(const StopCheck* stop, const MeanKeyArgs& args, TensorView<
   for (int64_t layer = 0; layer < mean.shape[0]; ++layer) {
     for (int64_t head = 0; head < mean.shape[1]; ++head) {
       std::vector<Float16> row(mean.shape[2]);
-      KVERN_RETURN_IF_ERROR(MeanOfHead(stop, args, layer, head, row.data()));
+      KVERN_RETURN_IF_ERROR(MeanOfHead({stop, layer, head}, args, row.data()));
       for (int64_t d = 0; d < mean.shape[2]; ++d) mean(layer, head, d) = row[d];
     }
   }

@@ -25,6 +25,13 @@ inline absl::Status CheckAtTile(const StopCheck* stop, int64_t token) {
   return token % kTileTokens == 0 ? Check(stop) : absl::OkStatus();
 }
 
+// One head of one layer, and the check to ask on the way.
+struct HeadProblem {
+  const StopCheck* stop;
+  int64_t layer;
+  int64_t head;
+};
+
 // Tokens of one head that a score row has room for.
 inline int64_t TokensOf(const KvRef& ref, int64_t head, int64_t row_tokens) {
   return std::min(ref.Length(head), row_tokens);

@@ -63,8 +63,9 @@ double RawScore(const TriAttentionArgs& args, const Query& query, const CentredK
   return std::isfinite(raw) ? raw : std::numeric_limits<double>::quiet_NaN();
 }
 
-absl::Status ScoreHead(const StopCheck* stop, const TriAttentionArgs& args, int64_t layer,
-                       int64_t head, ScoreView scores) {
+absl::Status ScoreHead(const HeadProblem& problem, const TriAttentionArgs& args,
+                       ScoreView scores) {
+  const auto [stop, layer, head] = problem;
   const KvRef& ref = args.keys[layer];
   const int64_t tokens = TokensOf(ref, head, scores.shape[2]);
   const int64_t group_size = args.q_heads / scores.shape[1];
@@ -94,7 +95,7 @@ absl::Status ScoreHead(const StopCheck* stop, const TriAttentionArgs& args, int6
 absl::Status TriAttention(const StopCheck* stop, const TriAttentionArgs& args, ScoreView scores) {
   for (int64_t layer = 0; layer < scores.shape[0]; ++layer) {
     for (int64_t head = 0; head < scores.shape[1]; ++head) {
-      KVERN_RETURN_IF_ERROR(ScoreHead(stop, args, layer, head, scores));
+      KVERN_RETURN_IF_ERROR(ScoreHead({stop, layer, head}, args, scores));
     }
   }
   return absl::OkStatus();

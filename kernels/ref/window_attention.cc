@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/ref/centred_keys.h"
 #include "kernels/ref/group_scores.h"
@@ -16,9 +17,9 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// Attention of one query to the tokens it sees, added to `sums` [prefix].
-absl::Status AddQuery(const StopCheck* stop, CentredKeys& keys, const std::vector<float>& query,
-                      int64_t visible, std::vector<double>* sums) {
+// [visible] attention of one query to the tokens it sees.
+absl::StatusOr<std::vector<double>> Attention(const StopCheck* stop, CentredKeys& keys,
+                                              const std::vector<float>& query, int64_t visible) {
   const auto head_dim = static_cast<int64_t>(query.size());
   const double constant = keys.ReferenceDot(query.data(), head_dim);
   const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
@@ -30,10 +31,8 @@ absl::Status AddQuery(const StopCheck* stop, CentredKeys& keys, const std::vecto
     logits[token] = (double{dot} + constant) * scale;
   }
   const SoftMax soft_max(logits);
-  for (size_t token = 0; token < sums->size(); ++token) {
-    (*sums)[token] += soft_max.Probability(logits[token]);
-  }
-  return absl::OkStatus();
+  for (double& logit : logits) logit = soft_max.Probability(logit);
+  return logits;
 }
 
 // Window of `width` tokens around each; outside is 0 for the average, nothing for the maximum.
@@ -57,8 +56,9 @@ std::vector<double> Pooled(const WindowAttentionArgs& args, const std::vector<do
   return pooled;
 }
 
-absl::Status ScoreHead(const StopCheck* stop, const WindowAttentionArgs& args, int64_t layer,
-                       int64_t head, ScoreView scores) {
+absl::Status ScoreHead(const HeadProblem& problem, const WindowAttentionArgs& args,
+                       ScoreView scores) {
+  const auto [stop, layer, head] = problem;
   const KvRef& ref = args.keys[layer];
   const int64_t tokens = TokensOf(ref, head, scores.shape[2]);
   const int64_t window = args.queries.shape[2];
@@ -73,7 +73,9 @@ absl::Status ScoreHead(const StopCheck* stop, const WindowAttentionArgs& args, i
       const float* from = args.queries.At(layer, q_head, i);
       std::vector<float> query(ref.head_dim);
       for (int32_t d = 0; d < ref.head_dim; ++d) query[d] = from[d * args.queries.stride[3]];
-      KVERN_RETURN_IF_ERROR(AddQuery(stop, keys, query, prefix + i + 1, &row));
+      KVERN_ASSIGN_OR_RETURN(const std::vector<double> shares,
+                             Attention(stop, keys, query, prefix + i + 1));
+      for (int64_t token = 0; token < prefix; ++token) row[token] += shares[token];
     }
     for (double& share : row) share /= static_cast<double>(window);
     group.Add(Pooled(args, row));
@@ -90,7 +92,7 @@ absl::Status WindowAttention(const StopCheck* stop, const WindowAttentionArgs& a
                              ScoreView scores) {
   for (int64_t layer = 0; layer < scores.shape[0]; ++layer) {
     for (int64_t head = 0; head < scores.shape[1]; ++head) {
-      KVERN_RETURN_IF_ERROR(ScoreHead(stop, args, layer, head, scores));
+      KVERN_RETURN_IF_ERROR(ScoreHead({stop, layer, head}, args, scores));
     }
   }
   return absl::OkStatus();
