@@ -9,7 +9,6 @@
 #include "CLI/App.hpp"
 #include "absl/status/statusor.h"
 #include "client/cpp/client.h"
-#include "kernels/backends.h"
 #include "server/main/in_process.h"
 
 namespace kvern::cli {

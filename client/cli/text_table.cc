@@ -14,15 +14,20 @@ namespace {
 
 constexpr size_t kGap = 2;
 constexpr size_t kMinLastColumn = 20;
+constexpr size_t kMaxNumber = 14;  // "1023.9 KiB" is one, a sentence that begins with 8 is not
 
 bool IsNumber(const std::string& text) {
-  return !text.empty() && std::isdigit(static_cast<unsigned char>(text[0])) != 0;
+  return !text.empty() && text.size() <= kMaxNumber &&
+         std::isdigit(static_cast<unsigned char>(text[0])) != 0;
 }
 
-std::string Padded(const std::string& text, size_t width) {
+enum class Align { kByContent, kLeft };
+
+std::string Padded(const std::string& text, size_t width, Align align) {
   const size_t have = DisplayWidth(text);
   const std::string fill(width > have ? width - have : 0, ' ');
-  return IsNumber(text) ? absl::StrCat(fill, text) : absl::StrCat(text, fill);
+  return align == Align::kByContent && IsNumber(text) ? absl::StrCat(fill, text)
+                                                      : absl::StrCat(text, fill);
 }
 
 }  // namespace
@@ -61,15 +66,18 @@ void TextTable::Print(const Console& console) const {
   const size_t screen = static_cast<size_t>(console.width);
   const size_t last = screen > indent + kMinLastColumn ? screen - indent : kMinLastColumn;
 
+  // Without a heading the table is a list of facts.
+  const Align align = header_.empty() ? Align::kLeft : Align::kByContent;
   const auto line_of = [&](const std::vector<std::string>& row) {
     std::string line;
     for (size_t i = 0; i + 1 < row.size(); ++i) {
-      absl::StrAppend(&line, Padded(row[i], widths[i]), std::string(kGap, ' '));
+      absl::StrAppend(&line, Padded(row[i], widths[i], align), std::string(kGap, ' '));
     }
     if (row.empty()) return line;
     const std::vector<std::string> lines = WrapWords(row.back(), last);
-    const bool right = lines.size() == 1 && IsNumber(row.back());
-    absl::StrAppend(&line, right ? Padded(row.back(), std::min(widths.back(), last)) : lines[0]);
+    const bool right = align == Align::kByContent && lines.size() == 1 && IsNumber(row.back());
+    absl::StrAppend(&line,
+                    right ? Padded(row.back(), std::min(widths.back(), last), align) : lines[0]);
     for (size_t i = 1; i < lines.size(); ++i) {
       absl::StrAppend(&line, "\n", std::string(indent, ' '), lines[i]);
     }

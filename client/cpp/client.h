@@ -30,16 +30,16 @@ namespace kvern::client {
 
 // PEM files of a TLS connection over TCP. All empty: no TLS.
 struct TlsFiles {
-  std::string ca;           // whom to trust
-  std::string certificate;  // own certificate, for servers that ask for one
-  std::string key;          // its key
+  std::string ca = {};           // whom to trust
+  std::string certificate = {};  // own certificate, for servers that ask for one
+  std::string key = {};          // its key
 };
 
 struct ClientOptions {
   absl::Duration timeout = absl::Seconds(60);         // of each call
   absl::Duration connect_timeout = absl::Seconds(5);  // of Connect
   int64_t max_response_bytes = int64_t{64} << 20;     // as the server's limit of that name
-  TlsFiles tls;
+  TlsFiles tls = {};
 };
 
 // A handle: copies share the connection. Thread-safe. Every error carries what the server said:

@@ -74,8 +74,9 @@ v1::CompressCacheRequest RequestFor(const CacheFile& cache, const CompressOption
 
 absl::StatusOr<Transport> Choose(const Client& client, const CacheFile& cache, Transport via) {
   if (via != Transport::kAuto) return via;
-  if (absl::StartsWith(client.Address(), "unix:")) return Transport::kPool;
   KVERN_ASSIGN_OR_RETURN(const v1::GetServerInfoResponse info, client.GetServerInfo());
+  const bool local_socket = absl::StartsWith(client.Address(), "unix:");
+  if (local_socket && !info.broker_address().empty()) return Transport::kPool;
   const auto limit = info.limits().find("inline-bytes");
   const int64_t inline_bytes = limit == info.limits().end() ? 0 : limit->second;
   return 2 * cache.Shape().PlaneBytes() <= inline_bytes ? Transport::kInline : Transport::kStore;

@@ -27,12 +27,12 @@ enum class Extent : uint8_t {
 };
 
 struct CompressOptions {
-  std::string model;  // `models/{model}`, registered
-  v1::Policy policy;  // placement is chosen here; no part at all means the preset `balanced`
+  std::string model = {};  // `models/{model}`, registered
+  v1::Policy policy = {};  // placement is chosen here; no part at all means the preset `balanced`
   Transport via = Transport::kAuto;
   Extent extent = Extent::kCompress;
   bool with_scores = false;
-  Progress progress;
+  Progress progress = nullptr;
 };
 
 // A compressed cache in memory. Rows are (layer, kv_head); max_kept is the longest row.

@@ -16,12 +16,12 @@
 namespace kvern::client {
 
 struct SharedPoolOptions {
-  std::string model;  // `models/{model}`, registered
+  std::string model = {};  // `models/{model}`, registered
   DType dtype = DType::kBF16;
   int32_t kv_heads = 0;  // of the model
   int32_t head_dim = 0;
-  std::vector<int32_t> layers;  // layers of the model that the pool holds, ascending
-  int32_t block_tokens = 64;    // 1..256
+  std::vector<int32_t> layers = {};  // layers of the model that the pool holds, ascending
+  int32_t block_tokens = 64;         // 1..256
   int64_t num_blocks = 0;
   v1::ShapeClass max_shape_class = v1::SHAPE_CLASS_S4;
   v1::Engine engine = v1::ENGINE_OTHER;
@@ -29,8 +29,8 @@ struct SharedPoolOptions {
 
 // A dense cache in the caller's memory: k and v are [layers, kv_heads, tokens, head_dim].
 struct DenseCache {
-  std::span<const std::byte> k;
-  std::span<const std::byte> v;
+  std::span<const std::byte> k = {};
+  std::span<const std::byte> v = {};
   int64_t tokens = 0;
 };
 

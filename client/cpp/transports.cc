@@ -45,12 +45,10 @@ absl::StatusOr<Carried> CompressToStore(const Client& client, v1::CompressCacheR
   Carried carried;
   KVERN_ASSIGN_OR_RETURN(carried.result, CompressOne(client, request));
   if (request.validate_only() || carried.result.stored_sequence().empty()) return carried;
-  const absl::Cleanup forget = [&] {
-    client.DeleteSequence(carried.result.stored_sequence()).IgnoreError();
-  };
-  KVERN_ASSIGN_OR_RETURN(
-      FetchedSequence fetched,
-      FetchSequence(client, carried.result.stored_sequence(), FetchForm::kAsStored, progress));
+  const std::string stored = carried.result.stored_sequence();
+  const absl::Cleanup forget = [&] { client.DeleteSequence(stored).IgnoreError(); };
+  KVERN_ASSIGN_OR_RETURN(FetchedSequence fetched,
+                         FetchSequence(client, stored, FetchForm::kAsStored, progress));
   carried.k = std::move(fetched.k);
   carried.v = std::move(fetched.v);
   if (fetched.header.packed_table().empty()) return carried;
