@@ -9,6 +9,7 @@ namespace kvern::rpc {
 
 std::string PeerIdentity(absl::string_view grpc_peer) {
   if (absl::StartsWith(grpc_peer, "unix")) return "unix";
+  if (grpc_peer == "unknown") return "inproc";
   absl::string_view address = grpc_peer;
   if (!absl::ConsumePrefix(&address, "ipv4:") && !absl::ConsumePrefix(&address, "ipv6:")) {
     return std::string(grpc_peer.substr(0, grpc_peer.find(':')));

@@ -21,7 +21,7 @@ TEST(PeerIdentity, IsTheSameForEveryConnectionOfOnePeer) {
   EXPECT_EQ(PeerIdentity("ipv4:127.0.0.1:5000"), "127.0.0.1");
   EXPECT_EQ(PeerIdentity("ipv6:%5B::1%5D:5000"), "[::1]");
   EXPECT_EQ(PeerIdentity("ipv6:[::1]:5000"), "[::1]");
-  EXPECT_EQ(PeerIdentity("inproc"), "inproc");
+  EXPECT_EQ(PeerIdentity("unknown"), "inproc");
   EXPECT_EQ(PeerIdentity(""), "");
 }
 
