@@ -34,8 +34,8 @@ inline std::string NameOf(const ::testing::TestParamInfo<BackendOptions>& info) 
   return info.param.name == "ref" ? "ref" : "cpu_" + info.param.instruction_set;
 }
 
-// Worst distance seen per golden and method, as a share of its tolerance's unit; printed when the
-// binary ends, and copied into docs/goldens.md.
+// Worst distance seen per golden and method, in its tolerance's unit; printed when the binary ends,
+// and copied into docs/goldens.md.
 class Figures : public ::testing::Environment {
  public:
   struct Figure {
@@ -156,7 +156,9 @@ inline void CompareScores(const GoldenScores& golden, const std::vector<float>& 
       worst = std::max(worst, distance);
     }
     EXPECT_LE(worst, allowed) << how.what << " row " << row;
-    figure.worst = std::max(figure.worst, worst * how.tolerance.limit / allowed);
+    const double unit =
+        how.tolerance.absolute ? 1 : SpreadOf(want, golden.begin, golden.end).deviation;
+    figure.worst = std::max(figure.worst, worst / unit);
     ++figure.rows;
   }
 }
