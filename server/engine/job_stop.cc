@@ -23,8 +23,7 @@ bool IsStop(const absl::Status& status) {
 
 absl::Status MoveStop::Check() const {
   if (inner_ != nullptr) KVERN_RETURN_IF_ERROR(inner_->Check());
-  // The first question comes before the first tile.
-  if (!asked_.exchange(true, std::memory_order_relaxed)) return absl::OkStatus();
+  if (asked_.fetch_add(1, std::memory_order_relaxed) < first_questions_) return absl::OkStatus();
   return Hit(point_);
 }
 

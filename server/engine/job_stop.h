@@ -30,16 +30,19 @@ class JobStop : public StopCheck {
 bool IsStop(const absl::Status& status);
 
 // Asked during a move: passes on `inner` (null: the move must not stop) and, once something moved,
-// the failpoint.
+// the failpoint. `first_questions` come before that: one at the start of the keys and, where tiles
+// ask too, one before the first tile (of each worker, so only one worker knows that bytes moved).
 class MoveStop : public StopCheck {
  public:
-  MoveStop(const StopCheck* inner, Failpoint point) : inner_(inner), point_(point) {}
+  MoveStop(const StopCheck* inner, Failpoint point, int first_questions)
+      : inner_(inner), point_(point), first_questions_(first_questions) {}
   absl::Status Check() const override;
 
  private:
   const StopCheck* const inner_;
   const Failpoint point_;
-  mutable std::atomic<bool> asked_{false};
+  const int first_questions_;
+  mutable std::atomic<int> asked_{0};
 };
 
 // Binds a check for a scope, then the one that was bound around it.

@@ -95,7 +95,7 @@ void KeepTable(const BoundSource& source, SequenceResult* result) {
 absl::Status CopyTo(const Placing& placing, SequenceResult* result) {
   KVERN_RETURN_IF_ERROR(Hit(Failpoint::kBeforeCopyMove));
   {
-    const MoveStop stop(&placing.stop, Failpoint::kWithinCopyMove);
+    const MoveStop stop(&placing.stop, Failpoint::kWithinCopyMove, /*first_questions=*/2);
     const BoundStop bound(placing.backend, &stop, &placing.stop);
     KVERN_RETURN_IF_ERROR(MoveTokens(placing, PoolTarget(placing, *result)));
   }
@@ -108,7 +108,7 @@ absl::Status Compact(const Placing& placing, SequenceResult* result) {
   target.in_place = true;
   KVERN_RETURN_IF_ERROR(placing.stop.Check());
   // From here on the only live copy is being rewritten: the move runs to its end, whoever left.
-  const MoveStop stop(nullptr, Failpoint::kWithinCompactMove);
+  const MoveStop stop(nullptr, Failpoint::kWithinCompactMove, /*first_questions=*/1);
   const BoundStop bound(placing.backend, IsSet(Failpoint::kWithinCompactMove) ? &stop : nullptr,
                         &placing.stop);
   const absl::Status moved = MoveTokens(placing, target);
