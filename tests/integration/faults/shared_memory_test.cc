@@ -238,7 +238,8 @@ TEST_F(SharedMemoryTest, SendsNoMoreThanTheWireBoundAllows) {
   }
 }
 
-// The bound is a call's, however many sequences it carries.
+// A step's cohort of 32 short sequences. The constant part of the bound is a call's, not a
+// sequence's.
 TEST_F(SharedMemoryTest, SendsNoMoreThanTheWireBoundAllowsForACohort) {
   const PoolLayout layout =
       LayersInsideBlocks({.head_dim = 8, .block_tokens = 4, .num_blocks = 600});
