@@ -3,12 +3,12 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <future>
 #include <new>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
@@ -203,14 +203,12 @@ void Engine::Compress(CompressJob job, Done done) {
 }
 
 absl::StatusOr<CompressResult> Engine::CompressAndWait(CompressJob job) {
-  absl::StatusOr<CompressResult> result;
-  absl::Notification ended;
-  Compress(std::move(job), [&](absl::StatusOr<CompressResult> answer) {
-    result = std::move(answer);
-    ended.Notify();
+  // Shared: the worker may still be inside set_value when the answer is already here.
+  const auto result = std::make_shared<std::promise<absl::StatusOr<CompressResult>>>();
+  Compress(std::move(job), [result](absl::StatusOr<CompressResult> answer) {
+    result->set_value(std::move(answer));
   });
-  ended.WaitForNotification();
-  return result;
+  return result->get_future().get();
 }
 
 int64_t Engine::Release(const std::vector<std::string>& sequence_ids) {
@@ -235,15 +233,11 @@ absl::Status Engine::DecodeStored(const memory::StoredSequence& sequence, absl::
   }
   const JobStop stop(deadline, nullptr, &impl_->shutdown);
   DenseKv dense;
-  absl::Status status;
-  absl::Notification ended;
-  const auto end = [&](absl::Status outcome) {
-    status = std::move(outcome);
-    ended.Notify();
-  };
+  const auto ended = std::make_shared<std::promise<absl::Status>>();
+  const auto end = [ended](absl::Status outcome) { ended->set_value(std::move(outcome)); };
   WorkQueue::Task task;
   task.bytes = dense_bytes;
-  task.run = [&](absl::Duration) {
+  task.run = [&, end](absl::Duration) {
     const BoundStop bound(*impl_->backend, &stop, nullptr);
     const absl::Status wanted = stop.Check();
     end(wanted.ok() ? DecodePacked(*impl_->backend, model->spec, sequence, &dense) : wanted);
@@ -254,8 +248,7 @@ absl::Status Engine::DecodeStored(const memory::StoredSequence& sequence, absl::
     impl_->Reject(taken);
     return taken;
   }
-  ended.WaitForNotification();
-  KVERN_RETURN_IF_ERROR(status);
+  KVERN_RETURN_IF_ERROR(ended->get_future().get());
   *k = std::move(dense.k);
   *v = std::move(dense.v);
   return absl::OkStatus();

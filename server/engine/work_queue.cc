@@ -1,6 +1,8 @@
 // Sheds the newest call when full, and never starts one that it could not end.
 #include "server/engine/work_queue.h"
 
+#include <algorithm>
+#include <chrono>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -22,15 +24,16 @@ WorkQueue::WorkQueue(const Limits& limits) : limits_(limits), worker_([this] { W
 
 WorkQueue::~WorkQueue() {
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     draining_ = true;
     ending_ = true;
   }
+  work_.notify_one();
   worker_.join();
 }
 
 absl::Status WorkQueue::Submit(Task task) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   if (draining_) return DrainingError();
   const auto depth = static_cast<int64_t>(tasks_.size());
   if (depth >= limits_.queued_calls) return Full("calls", depth + 1, limits_.queued_calls);
@@ -39,6 +42,7 @@ absl::Status WorkQueue::Submit(Task task) {
   }
   bytes_ += task.bytes;
   tasks_.push_back({std::move(task), absl::Now()});
+  work_.notify_one();
   return absl::OkStatus();
 }
 
@@ -47,18 +51,21 @@ absl::Status WorkQueue::DrainingError() {
 }
 
 bool WorkQueue::Drain(absl::Duration patience) {
-  absl::MutexLock lock(&mutex_);
+  std::unique_lock<std::mutex> lock(mutex_);
   draining_ = true;
-  return mutex_.AwaitWithTimeout(absl::Condition(this, &WorkQueue::Idle), patience);
+  // A condition variable's clock ends earlier than an infinite duration.
+  const absl::Duration longest = std::min(patience, absl::Hours(24));
+  return idle_.wait_for(lock, absl::ToChronoMilliseconds(longest),
+                        [this] { return tasks_.empty() && !running_; });
 }
 
 bool WorkQueue::Draining() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return draining_;
 }
 
 WorkQueue::Levels WorkQueue::Now() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   Levels levels;
   levels.depth = static_cast<int64_t>(tasks_.size());
   levels.bytes = bytes_;
@@ -73,8 +80,8 @@ void WorkQueue::Work() {
     Waiting next;
     bool refuse = false;
     {
-      absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(this, &WorkQueue::HasWork));
+      std::unique_lock<std::mutex> lock(mutex_);
+      work_.wait(lock, [this] { return ending_ || !tasks_.empty(); });
       if (tasks_.empty()) return;
       next = std::move(tasks_.front());
       tasks_.pop_front();
@@ -89,9 +96,10 @@ void WorkQueue::Work() {
     }
     // What the task held is gone before its bytes count as free.
     next = Waiting();
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     bytes_ -= bytes;
     running_ = false;
+    idle_.notify_all();
   }
 }
 

@@ -2,14 +2,14 @@
 #ifndef KVERN_SERVER_ENGINE_WORK_QUEUE_H_
 #define KVERN_SERVER_ENGINE_WORK_QUEUE_H_
 
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <mutex>
 #include <thread>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "server/memory/limits.h"
 
@@ -52,16 +52,16 @@ class WorkQueue {
     absl::Time since;
   };
   void Work();
-  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return ending_ || !tasks_.empty(); }
-  bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return tasks_.empty() && !running_; }
 
   const Limits limits_;
-  mutable absl::Mutex mutex_;
-  std::deque<Waiting> tasks_ ABSL_GUARDED_BY(mutex_);
-  int64_t bytes_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool running_ ABSL_GUARDED_BY(mutex_) = false;
-  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
-  bool ending_ ABSL_GUARDED_BY(mutex_) = false;
+  mutable std::mutex mutex_;  // guards all below
+  std::condition_variable work_;
+  std::condition_variable idle_;
+  std::deque<Waiting> tasks_;
+  int64_t bytes_ = 0;
+  bool running_ = false;
+  bool draining_ = false;
+  bool ending_ = false;
   std::thread worker_;  // last: starts when all else stands
 };
 

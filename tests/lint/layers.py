@@ -23,7 +23,8 @@ LAYERS = {
     "server/main": BELOW_ENGINE + ["server/engine", "server/rpc", "server/telemetry"],
     "client/cpp": ["kernels/base", "formats", "kvern/v1", "google/rpc"],
     "client/cli": ["kernels/base", "formats", "client/cpp", "kvern/v1", "google/rpc",
-                   "server/main/in_process.h", "server/main/unpack_file.h"],
+                   "server/main/in_process.h", "server/main/unpack_file.h",
+                   "server/main/version.h"],
 }
 # Third-party headers by prefix: the only folders that may see them.
 THIRD_PARTY = {
