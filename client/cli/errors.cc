@@ -20,6 +20,7 @@ struct NextStep {
 constexpr NextStep kByReason[] = {
     {kUsageReason, "see `kvern --help`, or `kvern VERB --help` for examples"},
     {"UNREACHABLE", "start one with `kvernd`, name it with --server, or use --local"},
+    {"BROKER_MISSING", "use --via auto, or --server unix:PATH"},
     {"INPUT_MISSING", "add --calibration FILE or the tensor it names, or choose another scorer"},
     {"RESPONSE_TOO_LARGE", "use --via store, or raise --max-response-bytes of kvernd"},
     {"CODEC_NEEDS_STORE", "use --via store, or --codec raw16"},

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cctype>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
@@ -81,6 +82,7 @@ void TextTable::Print(const Console& console) const {
     for (size_t i = 1; i < lines.size(); ++i) {
       absl::StrAppend(&line, "\n", std::string(indent, ' '), lines[i]);
     }
+    absl::StripTrailingAsciiWhitespace(&line);
     return line;
   };
   if (!header_.empty()) console.out << Bold(console, line_of(header_)) << "\n";

@@ -97,6 +97,14 @@ absl::StatusOr<Carried> Carry(const Client& client, const CacheFile& cache,
   return CarryInline(client, cache, std::move(request));
 }
 
+// Only a pool's block tables say how many tokens each row holds.
+absl::Status CheckRows(const CacheFile& cache, Transport via) {
+  if (via == Transport::kPool || cache.Lengths().empty()) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("'", cache.Path(), "': its rows hold different numbers of tokens, which only ",
+                   "shared memory carries, want a server on a Unix socket; got ", Name(via)));
+}
+
 std::vector<int32_t> ToInts(const std::string& bytes) {
   std::vector<int32_t> values(bytes.size() / sizeof(int32_t));
   if (!values.empty()) std::memcpy(values.data(), bytes.data(), values.size() * sizeof(int32_t));
@@ -183,6 +191,7 @@ absl::StatusOr<CompressedCache> CompressFile(const Client& client, const CacheFi
         "'", cache.Path(), "' is packed already, want k and v: decode it with `kvern unpack`"));
   }
   KVERN_ASSIGN_OR_RETURN(const Transport via, Choose(client, cache, options.via));
+  KVERN_RETURN_IF_ERROR(CheckRows(cache, via));
   KVERN_ASSIGN_OR_RETURN(Carried carried, Carry(client, cache, options, via));
   CompressedCache out;
   out.via = via;

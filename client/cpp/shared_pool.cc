@@ -16,6 +16,7 @@
 #include "absl/strings/strip.h"
 #include "client/cpp/broker_connection.h"
 #include "client/cpp/proto_types.h"
+#include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
 
 namespace kvern::client {
@@ -176,8 +177,10 @@ absl::StatusOr<SharedPool> SharedPool::Create(const Client& client,
                                                    " layers, want 1 or more that fit 64 bits"));
   }
   KVERN_ASSIGN_OR_RETURN(const v1::GetServerInfoResponse info, client.GetServerInfo());
-  absl::StatusOr<BrokerConnection> broker = absl::FailedPreconditionError(
-      "pool: this server has no handle broker, want a server on a Unix socket");
+  absl::StatusOr<BrokerConnection> broker =
+      WithReason(absl::FailedPreconditionError(
+                     "pool: this server has no handle broker, want a server on a Unix socket"),
+                 "BROKER_MISSING");
   for (const std::string& path : BrokerPaths(client.Address(), info.broker_address())) {
     broker = BrokerConnection::Connect(path, kBrokerTimeout);
     if (broker.ok()) break;

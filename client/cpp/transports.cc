@@ -59,6 +59,16 @@ absl::StatusOr<Carried> CompressToStore(const Client& client, v1::CompressCacheR
   return carried;
 }
 
+// Whether the result will be packed, which only the store can hold. A guess that spares the server
+// a refused call: what it does not foresee comes back as CODEC_NEEDS_STORE.
+bool ExpectsPacked(const v1::Policy& policy) {
+  if (policy.has_codecs()) {
+    const auto dense = [](const std::string& codec) { return codec.empty() || codec == "raw16"; };
+    return !dense(policy.codecs().k()) || !dense(policy.codecs().v());
+  }
+  return !policy.preset().empty() && policy.preset() != "evict50";
+}
+
 std::vector<int32_t> LayersOf(const CacheFile& cache) {
   std::vector<int32_t> layers = cache.LayerIndices();
   if (layers.empty()) {
@@ -131,15 +141,17 @@ absl::StatusOr<Carried> CarryThroughPool(const Client& client, const CacheFile& 
   paged->mutable_block_ids()->Assign(source.begin(), source.end());
   const std::vector<int32_t> lengths = cache.Lengths();
   paged->mutable_lengths()->Assign(lengths.begin(), lengths.end());
-  paged->mutable_destination_block_ids()->Assign(target.begin(), target.end());
   const absl::Cleanup forget = [&, id = sequence->sequence_id()] {
     client.ReleaseSequences({id}).IgnoreError();
   };
 
+  if (ExpectsPacked(request.policy())) {
+    return CompressToStore(client, std::move(request), progress);
+  }
   request.mutable_policy()->set_placement(v1::PLACEMENT_COPY_TO);
+  paged->mutable_destination_block_ids()->Assign(target.begin(), target.end());
   absl::StatusOr<v1::SequenceResult> result = CompressOne(client, request);
   if (ReasonOf(result.status()) == "CODEC_NEEDS_STORE") {
-    // Only the server knows which codecs a preset stands for.
     paged->clear_destination_block_ids();
     return CompressToStore(client, std::move(request), progress);
   }
