@@ -25,12 +25,14 @@ constexpr char kCompressExamples[] = R"(Examples:
       half of the tokens by one scorer, bytes as they are
   kvern compress in.safetensors -o out.safetensors --budget-bytes 4MiB --codec k=i8t+rm,v=lm4 \
       --scorer keydiff:unrotate --scorer key_norm --blend max
-      several scorers and codecs under one byte budget)";
+      several scorers and codecs under one byte budget
+Server flags (--server, --local, --json, ...): kvern --help)";
 constexpr char kPlanExamples[] = R"(Examples:
   kvern plan in.safetensors
       what the default policy would keep
   kvern plan in.safetensors --policy balanced --calibration calibration.safetensors
-      budgets per layer by measured sensitivity)";
+      budgets per layer by measured sensitivity
+Server flags (--server, --local, --json, ...): kvern --help)";
 
 struct CompressFlags {
   std::string input;
@@ -51,10 +53,11 @@ void AddSharedFlags(CLI::App* verb, CompressFlags* flags) {
       ->type_name("FILE")
       ->take_all()
       ->expected(1);
-  verb->add_option("--via", flags->via,
-                   "how the cache travels: shared memory, in the message, or the server's store")
-      ->check(CLI::IsMember({"auto", "pool", "inline", "store"}))
-      ->type_name("auto|pool|inline|store");
+  verb->add_option(
+          "--via", flags->via,
+          "how the cache travels: auto, pool (shared memory), inline (in the message) or store")
+      ->check(CLI::IsMember({"auto", "pool", "inline", "store"}).description(""))
+      ->type_name("WAY");
 }
 
 client::Transport ParseVia(const std::string& via) {

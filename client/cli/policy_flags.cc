@@ -61,7 +61,7 @@ void AddPolicyFlags(CLI::App* app, PolicyFlags* flags) {
       "override single parts of it")
       ->type_name("NAME");
   add("--profile", flags->profile, "retrieval: best at finding facts; text: best at prose")
-      ->check(CLI::IsMember({"retrieval", "text"}))
+      ->check(CLI::IsMember({"retrieval", "text"}).description(""))
       ->type_name("NAME");
   auto* tokens = add("--budget-tokens", flags->budget_tokens,
                      "tokens to keep per (layer, kv_head), on average");
@@ -78,7 +78,7 @@ void AddPolicyFlags(CLI::App* app, PolicyFlags* flags) {
       ->take_all()
       ->expected(1);
   add("--blend", flags->blend, "how several scorers become one (default max)")
-      ->check(CLI::IsMember({"max", "sum"}))
+      ->check(CLI::IsMember({"max", "sum"}).description(""))
       ->type_name("max|sum");
   add("--selector", flags->selector, "picks tokens from scores (default topk)")
       ->type_name("NAME[:k=v,...]");
@@ -90,11 +90,11 @@ void AddPolicyFlags(CLI::App* app, PolicyFlags* flags) {
       "recent tokens are at least this share of the layer's budget (default 0.5)");
   add("--positions", flags->positions,
       "keep: keys keep their rotation (default); renumber: re-rotated to 0..n-1")
-      ->check(CLI::IsMember({"keep", "renumber"}))
+      ->check(CLI::IsMember({"keep", "renumber"}).description(""))
       ->type_name("keep|renumber");
   add("--on-conflict", flags->on_conflict,
       "when protected tokens outnumber the budget: grow it (default), fail, or trim the oldest")
-      ->check(CLI::IsMember({"grow", "fail", "trim"}))
+      ->check(CLI::IsMember({"grow", "fail", "trim"}).description(""))
       ->type_name("grow|fail|trim");
 }
 

@@ -166,7 +166,15 @@ absl::StatusOr<v1::ListStagesResponse> Client::ListStages() const {
 
 absl::StatusOr<v1::CompressCacheResponse> Client::Compress(
     const v1::CompressCacheRequest& request) const {
-  return Call(*this, stubs_->compression, &v1::CompressionService::Stub::CompressCache, request);
+  absl::StatusOr<v1::CompressCacheResponse> response =
+      Call(*this, stubs_->compression, &v1::CompressionService::Stub::CompressCache, request);
+  if (!response.ok()) return response;
+  // The wire says a chain once; callers find it in every result.
+  for (int i = 1; i < response->results_size(); ++i) {
+    v1::SequenceResult* result = response->mutable_results(i);
+    if (!result->has_resolved()) *result->mutable_resolved() = response->results(i - 1).resolved();
+  }
+  return response;
 }
 
 absl::Status Client::ReleaseSequences(const std::vector<std::string>& sequence_ids) const {
