@@ -5,10 +5,12 @@
 #include <bit>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "google/protobuf/util/message_differencer.h"
 #include "kernels/base/error_reason.h"
 #include "server/rpc/grpc_status.h"
 #include "server/rpc/name_from_proto.h"
@@ -117,7 +119,6 @@ void SequenceToProto(const engine::SequenceResult& result, v1::SequenceResult* o
   out->set_stored_sequence(MakeName(result.stored_sequence, Collection::kSequences));
   SetQuality(result, out->mutable_quality());
   SetTimings(result, out->mutable_timings());
-  SetResolved(result, out->mutable_resolved());
   out->mutable_warnings()->Assign(result.warnings.begin(), result.warnings.end());
   out->set_publishable_prefix_tokens(result.publishable_prefix_tokens);
   SetBytes(result, out);
@@ -144,10 +145,17 @@ void Count(engine::Outcome outcome, engine::CompressSummary* summary) {
 
 void ToProto(const engine::CompressResult& result, v1::CompressCacheResponse* response) {
   response->set_replayed(result.replayed);
+  v1::ResolvedPolicy said;
   for (const engine::SequenceResult& sequence : result.results) {
     const int index = response->results_size();
     v1::SequenceResult* out = response->add_results();
     SequenceToProto(sequence, out);
+    v1::ResolvedPolicy resolved;
+    SetResolved(sequence, &resolved);
+    if (index == 0 || !google::protobuf::util::MessageDifferencer::Equals(resolved, said)) {
+      *out->mutable_resolved() = resolved;
+      said = std::move(resolved);
+    }
     if (!sequence.status.ok()) *out->mutable_status() = ToProto(InRequest(sequence.status, index));
   }
 }

@@ -73,6 +73,19 @@ TEST(CompressToProto, CarriesAnAppliedResult) {
   EXPECT_EQ(out.resolved().preset(), "balanced");
 }
 
+TEST(CompressToProto, SaysAChainOncePerRunOfEqualOnes) {
+  engine::CompressResult result;
+  for (const char* preset : {"balanced", "balanced", "evict50", "balanced"}) {
+    result.results.emplace_back().preset = preset;
+  }
+  v1::CompressCacheResponse response;
+  ToProto(result, &response);
+  EXPECT_TRUE(response.results(0).has_resolved());
+  EXPECT_FALSE(response.results(1).has_resolved());
+  EXPECT_EQ(response.results(2).resolved().preset(), "evict50");
+  EXPECT_EQ(response.results(3).resolved().preset(), "balanced");
+}
+
 TEST(CompressToProto, CarriesThePackedForm) {
   engine::CompressResult result;
   result.results.emplace_back();
