@@ -93,7 +93,7 @@ absl::Status RunCompress(const CompressFlags& flags, const GlobalFlags& globals,
   KVERN_ASSIGN_OR_RETURN(const v1::Model described, ModelOf(cache));
   KVERN_ASSIGN_OR_RETURN(const Session session, Session::Open(globals, cache_bytes));
   const client::Client& client = session.Client();
-  KVERN_ASSIGN_OR_RETURN(const v1::Model model, client.RegisterModel(described));
+  KVERN_ASSIGN_OR_RETURN(const v1::Model model, FindOrRegisterModel(client, described));
   KVERN_RETURN_IF_ERROR(AddCalibrations(client, flags, console, &options.policy));
   options.model = model.name();
   options.via = ParseVia(flags.via);
@@ -108,11 +108,14 @@ absl::Status RunCompress(const CompressFlags& flags, const GlobalFlags& globals,
   }
   if (globals.json) {
     nlohmann::ordered_json json = ResultToJson(cache, compressed);
+    json["model"] = model.name();
     if (!flags.validate_only) json["output"] = flags.output;
     PrintJson(console, json);
     return absl::OkStatus();
   }
-  PrintResult(console, cache, compressed);
+  // What the request itself named stands in the chain already.
+  const bool own = !flags.calibrations.empty();
+  PrintResult(console, cache, compressed, own ? v1::Model() : model);
   if (flags.validate_only) {
     PrintBudgets(console, cache, compressed);
     return absl::OkStatus();

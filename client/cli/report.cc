@@ -103,7 +103,7 @@ std::string ChainText(const v1::ResolvedPolicy& resolved) {
 }  // namespace
 
 void PrintResult(const Console& console, const client::CacheFile& source,
-                 const CompressedCache& compressed) {
+                 const CompressedCache& compressed, const v1::Model& model) {
   const client::CacheShape& shape = source.Shape();
   const v1::SequenceResult& result = compressed.result;
   TextTable table({});
@@ -112,6 +112,10 @@ void PrintResult(const Console& console, const client::CacheFile& source,
   };
   add("cache", absl::StrCat(shape.layers, " layers, ", shape.kv_heads, " kv_heads, ", shape.tokens,
                             " tokens, head_dim ", shape.head_dim, ", ", Name(shape.dtype)));
+  if (const int count = model.calibrations_size(); count > 0) {
+    add("model", absl::StrCat(model.name(), ", with the server's ", count, " calibration",
+                              count == 1 ? "" : "s"));
+  }
   add("chain", ChainText(result.resolved()));
   add("because", result.resolved().fallback());
   add("kept",

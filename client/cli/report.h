@@ -8,9 +8,10 @@
 
 namespace kvern::cli {
 
-// Bytes, kept tokens, quality, time and the chain that ran.
+// Bytes, kept tokens, quality, time and the chain that ran. `model`: whose default calibrations the
+// chain could use; without any it is not mentioned.
 void PrintResult(const Console& console, const client::CacheFile& source,
-                 const client::CompressedCache& compressed);
+                 const client::CompressedCache& compressed, const v1::Model& model);
 // Tokens that each layer keeps, with a bar.
 void PrintBudgets(const Console& console, const client::CacheFile& source,
                   const client::CompressedCache& compressed);

@@ -62,7 +62,7 @@ absl::Status Put(const StoreFlags& flags, const GlobalFlags& globals, const Cons
   KVERN_ASSIGN_OR_RETURN(const v1::Model described, ModelOf(cache));
   KVERN_ASSIGN_OR_RETURN(const Session session,
                          Session::Open(globals, 2 * cache.Shape().PlaneBytes()));
-  KVERN_ASSIGN_OR_RETURN(const v1::Model model, session.Client().RegisterModel(described));
+  KVERN_ASSIGN_OR_RETURN(const v1::Model model, FindOrRegisterModel(session.Client(), described));
   v1::StoredSequence header;
   header.set_name(SequenceName(flags.name));
   header.set_model(model.name());

@@ -123,6 +123,19 @@ absl::Status FillRope(const CacheFile& cache, v1::ModelSpec* spec) {
   return absl::OkStatus();
 }
 
+// The display name counts: calibrations belong to weights, which geometry does not tell apart.
+bool SameSpec(const v1::ModelSpec& a, const v1::ModelSpec& b) {
+  const auto frequencies = [](const v1::ModelSpec& spec) {
+    return std::vector<float>(spec.rope().inv_freq().begin(), spec.rope().inv_freq().end());
+  };
+  return DisplayName(a.display_name()) == DisplayName(b.display_name()) &&
+         a.num_layers() == b.num_layers() && a.q_heads() == b.q_heads() &&
+         a.kv_heads() == b.kv_heads() && a.head_dim() == b.head_dim() &&
+         a.has_rope() == b.has_rope() && a.rope().layout() == b.rope().layout() &&
+         a.rope().attention_scaling() == b.rope().attention_scaling() &&
+         frequencies(a) == frequencies(b);
+}
+
 }  // namespace
 
 absl::StatusOr<std::vector<float>> InverseFrequencies(const RopeConfig& config) {
@@ -163,6 +176,17 @@ absl::StatusOr<v1::Model> ModelOf(const CacheFile& cache) {
   spec->set_display_name(DisplayName(cache.Contents().Metadata("model")));
   KVERN_RETURN_IF_ERROR(FillRope(cache, spec));
   return model;
+}
+
+absl::StatusOr<v1::Model> FindOrRegisterModel(const Client& client, const v1::Model& described) {
+  KVERN_ASSIGN_OR_RETURN(const v1::ListModelsResponse known, client.ListModels());
+  const v1::Model* best = nullptr;
+  for (const v1::Model& model : known.models()) {
+    const bool better = best == nullptr || model.calibrations_size() > best->calibrations_size();
+    if (better && SameSpec(model.spec(), described.spec())) best = &model;
+  }
+  if (best != nullptr) return *best;
+  return client.RegisterModel(described);
 }
 
 }  // namespace kvern::client

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "client/cpp/cache_file.h"
+#include "client/cpp/client.h"
 #include "kvern/v1/model.pb.h"
 
 namespace kvern::client {
@@ -16,6 +17,11 @@ namespace kvern::client {
 // num_layers is what layer_indices need, q_heads equals kv_heads, RoPE is unknown without inv_freq
 // and rope_theta. Errors: InvalidArgument naming the key.
 absl::StatusOr<v1::Model> ModelOf(const CacheFile& cache);
+
+// The server's model of the same name, geometry and RoPE: the one with most default calibrations,
+// which a server loads from --models or got from `kvern models register`. Registers `described`
+// when there is none. Errors: of ListModels and RegisterModel.
+absl::StatusOr<v1::Model> FindOrRegisterModel(const Client& client, const v1::Model& described);
 
 // What a model card says of its rotary embedding.
 struct RopeConfig {
