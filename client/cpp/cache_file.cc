@@ -16,6 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "client/cpp/proto_types.h"
+#include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
 
 namespace kvern::client {
@@ -130,7 +131,27 @@ absl::Status CheckOptionalTensors(const formats::Safetensors& file, const CacheS
 
 absl::Status FileError(const char* what, const std::string& path) {
   const std::string message = absl::StrCat(what, " '", path, "': ", std::strerror(errno));
-  return errno == ENOENT ? absl::NotFoundError(message) : absl::FailedPreconditionError(message);
+  return WithReason(
+      errno == ENOENT ? absl::NotFoundError(message) : absl::FailedPreconditionError(message),
+      "FILE_ACCESS");
+}
+
+// The checks see tensors and keys; the reader of the message wants the file.
+absl::Status ContentError(const std::string& path, const absl::Status& status) {
+  return WithReason(absl::InvalidArgumentError(absl::StrCat("'", path, "': ", status.message())),
+                    "FILE_CONTENT");
+}
+
+absl::StatusOr<CacheShape> CheckedShape(const formats::Safetensors& file) {
+  const std::string format = file.Metadata("format");
+  if (!format.empty() && format != kCacheFormat) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("got format '", format, "', want '", kCacheFormat, "'"));
+  }
+  const bool packed = file.Find("packed") != nullptr;
+  KVERN_ASSIGN_OR_RETURN(const CacheShape shape, packed ? PackedShape(file) : DenseShape(file));
+  KVERN_RETURN_IF_ERROR(CheckOptionalTensors(file, shape));
+  return shape;
 }
 
 // A file that vanishes unless it is renamed in time.
@@ -188,8 +209,9 @@ absl::StatusOr<std::shared_ptr<const MappedFile>> MappedFile::Open(const std::st
   if (regular) data = mmap(nullptr, info.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
   close(fd);
   if (data == MAP_FAILED) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cannot read '", path, "': want a regular file that is not empty"));
+    return WithReason(absl::InvalidArgumentError(absl::StrCat(
+                          "cannot read '", path, "': want a regular file that is not empty")),
+                      "FILE_ACCESS");
   }
   return std::shared_ptr<const MappedFile>(
       new MappedFile({static_cast<const std::byte*>(data), static_cast<size_t>(info.st_size)}));
@@ -201,15 +223,12 @@ absl::StatusOr<CacheFile> CacheFile::Open(const std::string& path) {
   CacheFile cache;
   cache.path_ = path;
   KVERN_ASSIGN_OR_RETURN(cache.file_, MappedFile::Open(path));
-  KVERN_ASSIGN_OR_RETURN(cache.contents_, formats::ParseSafetensors(cache.file_->Bytes()));
-  const std::string format = cache.contents_.Metadata("format");
-  if (!format.empty() && format != kCacheFormat) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("'", path, "': got format '", format, "', want '", kCacheFormat, "'"));
-  }
-  KVERN_ASSIGN_OR_RETURN(
-      cache.shape_, cache.Packed() ? PackedShape(cache.contents_) : DenseShape(cache.contents_));
-  KVERN_RETURN_IF_ERROR(CheckOptionalTensors(cache.contents_, cache.shape_));
+  auto contents = formats::ParseSafetensors(cache.file_->Bytes());
+  if (!contents.ok()) return ContentError(path, contents.status());
+  cache.contents_ = *std::move(contents);
+  const auto shape = CheckedShape(cache.contents_);
+  if (!shape.ok()) return ContentError(path, shape.status());
+  cache.shape_ = *shape;
   return cache;
 }
 
