@@ -25,6 +25,17 @@ constexpr char kExamples[] = R"(Examples:
 
 Exit codes: 0 ok, 1 refused, 2 usage, 3 server not reachable.)";
 
+// Which flags exclude which is told by an error; in help it drowns what they do.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_option_opts(const CLI::Option* option) const override {
+    std::string text = absl::StrCat(" ", option->get_type_name());
+    if (option->get_type_size() == 0) text.clear();
+    if (option->get_required()) absl::StrAppend(&text, " (required)");
+    return text;
+  }
+};
+
 // The deepest chosen verb that does something: `kvern store` lists, `kvern store put` puts.
 const Command* Chosen(const Commands& commands) {
   const Command* chosen = nullptr;
@@ -46,6 +57,7 @@ int Run(const std::vector<std::string>& arguments, const Console& console) {
   app.set_version_flag("--version", absl::StrCat("kvern ", Version(), " (", Commit(), ")"));
   app.fallthrough();
   app.require_subcommand(1);
+  app.formatter(std::make_shared<HelpFormatter>());
   app.get_formatter()->column_width(34);
   GlobalFlags globals;
   AddGlobalFlags(&app, &globals);

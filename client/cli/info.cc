@@ -27,7 +27,9 @@ absl::Status RunInfo(const GlobalFlags& globals, const Console& console) {
   facts.Add({"version", absl::StrCat("v", info.version(), " (", info.commit(), ")")});
   facts.Add({"backend", absl::StrCat(info.backend(), ", ", info.instruction_set(), ", ",
                                      info.threads(), " threads")});
-  facts.Add({"up for", absl::FormatDuration(absl::Seconds(info.uptime_seconds()))});
+  facts.Add({"up for", info.uptime_seconds() == 0
+                           ? "less than a second"
+                           : absl::FormatDuration(absl::Seconds(info.uptime_seconds()))});
   facts.Add({"broker", info.broker_address().empty() ? "none" : info.broker_address()});
   facts.Print(console);
   TextTable limits({"limit", "value", ""});

@@ -97,6 +97,12 @@ void PrintHeader(const client::CacheFile& cache, const Holdings& held, const Con
   facts.Print(console);
 }
 
+// What the map's columns are, as far as there is room.
+std::string MapTitle(const Holdings& held, int columns) {
+  const std::string title = absl::StrFormat("oldest to newest of %d %s", held.total, held.axis);
+  return static_cast<int>(title.size()) <= columns ? title : "old to new";
+}
+
 // One line per head, or per layer when heads would flood the screen.
 void PrintMap(const client::CacheFile& cache, const Holdings& held, const InspectFlags& flags,
               const Console& console) {
@@ -105,9 +111,8 @@ void PrintMap(const client::CacheFile& cache, const Holdings& held, const Inspec
   const bool by_head = flags.layer >= 0 || shape.Rows() <= kMaxRowsByDefault;
   const int columns = std::clamp(console.width - kLabelColumns - 2, 10, kMaxMapColumns);
   console.out << "\n"
-              << Bold(console,
-                      absl::StrFormat("%6s %s    kept         oldest to newest of %d %s", "layer",
-                                      by_head ? "head" : "    ", held.total, held.axis))
+              << Bold(console, absl::StrFormat("%6s %s    kept         %s", "layer",
+                                               by_head ? "head" : "    ", MapTitle(held, columns)))
               << "\n";
   for (int64_t layer = 0; layer < shape.layers; ++layer) {
     const std::string name = LayerName(layers, layer);

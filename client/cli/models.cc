@@ -30,6 +30,12 @@ std::string ModelName(const std::string& name) {
   return name.empty() || absl::StartsWith(name, "models/") ? name : absl::StrCat("models/", name);
 }
 
+// Twelve digits of a hash tell artifacts apart; --json has all of it.
+std::string ShortName(const std::string& calibration) {
+  constexpr size_t kHashDigits = 12;
+  return calibration.substr(0, calibration.find('/') + 1 + kHashDigits);
+}
+
 absl::Status ListModels(const GlobalFlags& globals, const Console& console) {
   KVERN_ASSIGN_OR_RETURN(const Session session, Session::Open(globals));
   KVERN_ASSIGN_OR_RETURN(const v1::ListModelsResponse response, session.Client().ListModels());
@@ -37,17 +43,19 @@ absl::Status ListModels(const GlobalFlags& globals, const Console& console) {
     PrintJson(console, ToJson(response));
     return absl::OkStatus();
   }
-  TextTable models({"model", "layers", "q_heads", "kv_heads", "head_dim", "rope", "description"});
+  TextTable models({"model", "layers", "q_heads", "kv_heads", "head_dim", "rope", "calibrations",
+                    "description"});
   for (const v1::Model& model : response.models()) {
     const v1::ModelSpec& spec = model.spec();
     models.Add({model.name(), absl::StrCat(spec.num_layers()), absl::StrCat(spec.q_heads()),
                 absl::StrCat(spec.kv_heads()), absl::StrCat(spec.head_dim()),
-                spec.has_rope() ? "known" : "unknown", spec.display_name()});
+                spec.has_rope() ? "known" : "unknown", absl::StrCat(model.calibrations_size()),
+                spec.display_name()});
   }
   TextTable calibrations({"calibration", "format", "layers", "q_heads", "head_dim", "size"});
   for (const v1::Calibration& calibration : response.calibrations()) {
     calibrations.Add(
-        {calibration.name(),
+        {ShortName(calibration.name()),
          absl::StrCat(calibration.format(),
                       calibration.has_layer_sensitivity() ? " + layer_sensitivity" : ""),
          absl::StrCat(calibration.num_layers()), absl::StrCat(calibration.q_heads()),

@@ -69,6 +69,12 @@ void TextTable::Print(const Console& console) const {
 
   // Without a heading the table is a list of facts.
   const Align align = header_.empty() ? Align::kLeft : Align::kByContent;
+  const auto holds_numbers = [this](size_t column) {
+    const auto is_number = [column](const auto& row) {
+      return column < row.size() && IsNumber(row[column]);
+    };
+    return !rows_.empty() && std::all_of(rows_.begin(), rows_.end(), is_number);
+  };
   const auto line_of = [&](const std::vector<std::string>& row) {
     std::string line;
     for (size_t i = 0; i + 1 < row.size(); ++i) {
@@ -85,7 +91,13 @@ void TextTable::Print(const Console& console) const {
     absl::StripTrailingAsciiWhitespace(&line);
     return line;
   };
-  if (!header_.empty()) console.out << Bold(console, line_of(header_)) << "\n";
+  if (!header_.empty()) {
+    std::vector<std::string> header = header_;
+    for (size_t i = 0; i < header.size(); ++i) {
+      if (holds_numbers(i)) header[i].insert(0, widths[i] - DisplayWidth(header[i]), ' ');
+    }
+    console.out << Bold(console, line_of(header)) << "\n";
+  }
   for (const auto& row : rows_) console.out << line_of(row) << "\n";
 }
 
