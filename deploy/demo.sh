@@ -29,7 +29,7 @@ port=$(sed -n 's/.*metrics on port \([0-9]*\).*/\1/p' "$work/log")
 scrape() {
   exec 3<>"/dev/tcp/127.0.0.1/$port"
   printf 'GET /metrics HTTP/1.0\r\n\r\n' >&3
-  tr -d '\r' <&3 | grep '^kvern_' | grep -vE '_bucket|_limit|_seconds_sum' | sort
+  tr -d '\r' <&3 | grep '^kvern_' | grep -vE '_bucket|_limit|_sum|_rpc_duration' | sort
   exec 3>&-
 }
 scrape >"$work/before"
@@ -44,7 +44,7 @@ say "3. Which tokens each layer and head kept"
 
 say "4. The metrics that moved"
 scrape >"$work/after"
-diff "$work/before" "$work/after" | sed -n 's/^> /  /p'
+comm -13 "$work/before" "$work/after" | sed 's/^/  /'
 
 say "5. The server stops"
 kill -TERM "$server"
