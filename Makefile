@@ -43,6 +43,13 @@ test: build ## every test: sanitizers, fuzz targets, then the product's own
 check: build ## the product's tests alone, without sanitizers and fuzzing
 	@ctest --preset cpu -j $(JOBS)
 
+.PHONY: bench
+bench: deps ## measure ops, policies and calls; JSON in build/cpu/bench.json (BENCH='op/encode' for some)
+	@$(MAKE) --no-print-directory build/cpu/build.ninja
+	@cmake --build --preset cpu -j $(JOBS) --target kvern_bench
+	@build/cpu/kvern_bench --benchmark_filter='$(or $(BENCH),.)' --benchmark_out=build/cpu/bench.json --benchmark_out_format=json >/dev/null
+	@tests/bench/report.py build/cpu/bench.json
+
 .PHONY: fuzz
 fuzz: build ## fuzz every target for SECONDS each (default 600) and add what was found to the ledger
 	@$(MAKE) --no-print-directory build/asan/build.ninja
