@@ -270,9 +270,12 @@ pipeline::Availability AvailabilityOf(const BoundSource& source) {
   add(pipeline::kNeedsMoments, calibrations.moments != nullptr);
   add(pipeline::kNeedsSensitivity,
       calibrations.centres != nullptr && !calibrations.centres->layer_sensitivity.empty());
-  add(pipeline::kNeedsQueryWindow, !source.input.side->q_window.empty());
-  add(pipeline::kNeedsAttentionMass, !source.input.side->attention_mass.empty());
-  add(pipeline::kNeedsExternalScores, !source.input.side->external_scores.empty());
+  // Of an empty sequence there is nothing to send, and nothing to score.
+  const bool empty = source.input.Tokens() == 0;
+  const pipeline::SideTensors& side = *source.input.side;
+  add(pipeline::kNeedsQueryWindow, empty || !side.q_window.empty());
+  add(pipeline::kNeedsAttentionMass, empty || !side.attention_mass.empty());
+  add(pipeline::kNeedsExternalScores, empty || !side.external_scores.empty());
   add(pipeline::kNeedsRope, source.input.model->rope.Bands() > 0);
   add(pipeline::kNeedsValues, true);
   return available;

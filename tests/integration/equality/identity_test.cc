@@ -122,6 +122,17 @@ TEST_F(Identity, EmptySequenceStaysEmpty) {
   EXPECT_EQ(packed.packed().table(), "");
 }
 
+// No tensor of an empty sequence has an element: that it is not there is no fault.
+TEST_F(Identity, EmptySequenceNeedsNoSideTensors) {
+  for (const char* scorer : {"snapkv", "attention_mass", "external"}) {
+    v1::CompressCacheRequest request = Request(10, v1::PLACEMENT_COPY_TO);
+    request.mutable_policy()->mutable_scorers(0)->set_name(scorer);
+    AddPaged("empty", {}, &request);
+    const v1::SequenceResult result = Run(request);
+    EXPECT_EQ(result.outcome(), v1::OUTCOME_NOOP) << client::SequenceStatus(result);
+  }
+}
+
 TEST_F(Identity, OneTokenStaysOrGoes) {
   const Cache cache = RandomCache(1, 5);
   for (const int64_t budget : {0, 1}) {
