@@ -16,8 +16,8 @@ namespace {
 using pipeline::StageSpec;
 
 constexpr int64_t kMaxTokens = 256;
-constexpr int64_t kUsualWork = 1'000'000;
-constexpr int64_t kLargeWork = 20'000'000;
+constexpr int64_t kUsualWork = 4'000'000;
+constexpr int64_t kLargeWork = 40'000'000;
 constexpr int64_t kMaxWindow = 8;
 
 class CaseMaker {

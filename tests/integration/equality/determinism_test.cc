@@ -97,15 +97,15 @@ bool HasBytes(const Answer& answer) {
 // What a run of cases was made of, so that a test of refusals only is seen.
 struct Tally {
   int64_t cases = 0, applied = 0, refused = 0, with_bytes = 0;
-  std::map<std::string, int64_t> reasons;
+  std::map<std::string, std::string> reasons;  // with the first request that was refused for it
 
-  void Add(const Answer& first, const Answer& second) {
+  void Add(const support::RandomCase& random, const Answer& first, const Answer& second) {
     ++cases;
     applied += first.applied ? 1 : 0;
     with_bytes += HasBytes(first) && HasBytes(second) ? 1 : 0;
     if (!first.failed) return;
     ++refused;
-    ++reasons[first.fields.at("status")];
+    reasons.emplace(first.fields.at("status"), support::Describe(random));
   }
 };
 
@@ -125,11 +125,12 @@ TEST_P(Determinism, SameRequestGivesSameBytesHoweverItIsServed) {
     ASSERT_EQ(Difference(first, second), "")
         << "case " << number << ": " << support::Describe(random) << "\n  " << Describe(one)
         << "\n  " << Describe(other);
-    tally.Add(first, second);
+    tally.Add(random, first, second);
   }
-  for (const auto& [reason, count] : tally.reasons) {
-    RecordProperty(absl::StrCat("refused ", reason), absl::StrCat(count));
+  for (const auto& [reason, example] : tally.reasons) {
+    RecordProperty(absl::StrCat("refused ", reason), example);
   }
+  RecordProperty("refused", absl::StrCat(tally.refused));
   if (tally.cases < 100) return;
   EXPECT_LE(tally.refused * 10, tally.cases);
   EXPECT_GE(tally.applied * 10, tally.cases * 6);
