@@ -4,6 +4,10 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 JOBS ?= $(shell nproc)
+# Libraries without gRPC run under ThreadSanitizer as they are; the server as a whole once, with the
+# suppressions of tests/support/tsan-suppressions.txt for the distribution's uninstrumented gRPC.
+TSAN_TARGETS := tests_unit_kernels tests_unit_server_memory tests_unit_server_engine tests_parity \
+  tests_integration_serving
 LINT ?= on
 FUZZ_SECONDS ?= 20
 

@@ -34,7 +34,7 @@ TEST(CallLog, WritesJsonThatAParserReadsBack) {
 TEST(CallLog, SurvivesInvalidUtf8) {
   engine::RpcEnd end = Refused();
   end.request_id = "\xff\xfe";
-  EXPECT_NO_THROW(nlohmann::json::parse("{" + Line(LogFormat::kJson, end) + "}"));
+  EXPECT_TRUE(nlohmann::json::accept("{" + Line(LogFormat::kJson, end) + "}"));
 }
 
 TEST(CallLog, NamesOutcomeAndTimingsOfACompression) {
