@@ -10,9 +10,9 @@
 // After the list of targets.
 #include "hwy/highway.h"
 #include "kernels/base/coding.h"
-#include "kernels/base/lm4_table.h"
 #include "kernels/cpu/hadamard-inl.h"
 #include "kernels/cpu/kv_row-inl.h"
+#include "kernels/cpu/lm4-inl.h"
 #include "kernels/cpu/rotation-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -93,7 +93,7 @@ class RowDecoder {
       for (int64_t i = 0; i < 8; i += hn::Lanes(d)) {
         const auto shifts = hn::LoadU(words, reinterpret_cast<const uint32_t*>(kLm4Shifts) + i);
         const auto code = hn::And(hn::Shr(hn::Set(words, word), shifts), hn::Set(words, 15u));
-        const auto level = hn::GatherIndex(d, kLm4Levels, hn::BitCast(indices, code));
+        const auto level = Lm4LevelOf(d, hn::BitCast(indices, code));
         hn::Store(hn::Mul(hn::Set(d, scale), level), d, buffers_.x + group + i);
       }
     }

@@ -12,10 +12,10 @@
 // After the list of targets.
 #include "hwy/highway.h"
 #include "kernels/base/coding.h"
-#include "kernels/base/lm4_table.h"
 #include "kernels/cpu/dots-inl.h"
 #include "kernels/cpu/hadamard-inl.h"
 #include "kernels/cpu/kv_row-inl.h"
+#include "kernels/cpu/lm4-inl.h"
 #include "kernels/cpu/rotation-inl.h"
 #include "kernels/cpu/squared_sum-inl.h"
 
@@ -67,9 +67,8 @@ class RowEncoder {
         buffers_(buffers) {
     if (!UsesRopeMean(row)) return;
     for (int64_t d = 0; d < padded_; ++d) {
-      buffers.mean[d] = d < keys_.head_dim
-                            ? FiniteMean(args.mean_key(row.layer, row.kv_head, d))
-                            : 0.0f;
+      buffers.mean[d] =
+          d < keys_.head_dim ? FiniteMean(args.mean_key(row.layer, row.kv_head, d)) : 0.0f;
     }
   }
 
@@ -167,28 +166,28 @@ class RowEncoder {
     return scale;
   }
 
+  // levels [padded_]: those beyond head_dim are arbitrary.
   void QuantizeLm4(float normalizer, std::byte* codes, float* HWY_RESTRICT levels) const {
-    const TailTag d;
-    const hn::Rebind<uint32_t, TailTag> words;
-    const int64_t step = static_cast<int64_t>(hn::Lanes(d));
-    for (int64_t group = 0; group < keys_.head_dim; group += 8) {
-      auto bits = hn::Zero(words);
-      for (int64_t i = 0; i < 8; i += step) {
-        const auto value =
-            hn::Mul(hn::Load(d, buffers_.x + group + i), hn::Set(d, normalizer));
-        auto code = hn::Zero(words);
-        auto level = hn::Set(d, kLm4Levels[0]);
-        for (int j = 0; j < kLm4Boundaries; ++j) {
-          const auto above = hn::Gt(value, hn::Set(d, Lm4Boundary(j)));
-          code = hn::Sub(code, hn::BitCast(words, hn::VecFromMask(d, above)));
-          level = hn::IfThenElse(above, hn::Set(d, kLm4Levels[j + 1]), level);
-        }
-        hn::Store(level, d, levels + group + i);
-        const auto shifts = hn::LoadU(words, reinterpret_cast<const uint32_t*>(kLm4Shifts) + i);
-        bits = hn::Or(bits, hn::Shl(code, shifts));
+    const RowTag d;
+    const hn::RebindToSigned<RowTag> integers;
+    HWY_ALIGN int32_t shifts[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) shifts[i] = kLm4Shifts[i % 8];
+    for (int64_t first = 0; first < padded_; first += kLanes) {
+      HWY_ALIGN int32_t joined[kLanes];
+      for (int64_t i = 0; i < kLanes; i += static_cast<int64_t>(hn::MaxLanes(d))) {
+        const auto value = hn::Mul(hn::Load(d, buffers_.x + first + i), hn::Set(d, normalizer));
+        const auto code = Lm4CodeOf(d, value);
+        hn::Store(Lm4LevelOf(d, code), d, levels + first + i);
+        // Of the four lanes of a block, no two share a bit; each ends with all of them.
+        auto bits = hn::Shl(code, hn::Load(integers, shifts + i));
+        bits = hn::Or(bits, hn::Shuffle2301(bits));
+        bits = hn::Or(bits, hn::Shuffle1032(bits));
+        hn::Store(bits, integers, joined + i);
       }
-      const uint32_t word = hn::GetLane(hn::SumOfLanes(words, bits));  // no two lanes share a bit
-      std::memcpy(codes + group / 2, &word, sizeof(word));
+      for (int64_t group = 0; group < kLanes && first + group < keys_.head_dim; group += 8) {
+        const int32_t word = joined[group] | joined[group + 4];
+        std::memcpy(codes + (first + group) / 2, &word, sizeof(word));
+      }
     }
   }
 

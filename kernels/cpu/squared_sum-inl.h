@@ -10,6 +10,7 @@
 
 #include "hwy/highway.h"
 #include "kernels/base/lanes.h"
+#include "kernels/cpu/dots-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
@@ -31,7 +32,7 @@ HWY_INLINE double SquaredSum(const float* HWY_RESTRICT x, int64_t n) {
   }
   HWY_ALIGN double lanes[kLanes];
   for (int r = 0; r < kRegisters; ++r) hn::Store(sum[r], d, lanes + r * kStep);
-  return TreeSum(lanes);
+  return LaneTreeSum(lanes);
 }
 
 }  // namespace kvern::cpu::HWY_NAMESPACE
