@@ -78,6 +78,9 @@ class RowEncoder {
     const int32_t* source = args_.keep->Row(row_.layer, row_.kv_head) + row_.first_slot;
     EncodeCounts counts;
     for (int64_t token = 0; token < row_.tokens; ++token) {
+      if (token + kRowsAhead < row_.tokens) {
+        PrefetchRow(keys_, keys_.Address(row_.kv_head, source[token + kRowsAhead]));
+      }
       std::byte* codes = args_.packed.data() + planes.codes + token * planes.code_row_bytes;
       std::byte* scale = args_.packed.data() + planes.scales + token * sizeof(Float16);
       if (static_cast<CodecId>(row_.codec) == CodecId::kRaw16) {

@@ -40,8 +40,7 @@ void MoveRow(const GatherArgs& args, const Head& at, int64_t slot, float* HWY_RE
     }
   }
   if (source == target) return;
-  CopyRowBytes({source, in.strides.dim}, {target, out.strides.dim}, in.head_dim,
-               SizeOf(in.dtype));
+  CopyRowBytes({source, in.strides.dim}, {target, out.strides.dim}, in.head_dim, SizeOf(in.dtype));
 }
 
 // `row` = layer * kv_heads + head.
@@ -53,12 +52,16 @@ absl::Status GatherHead(Runner& runner, const GatherArgs& args, int64_t row, int
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   const int32_t* kept = args.keep->Row(at.layer, at.head);
   const int64_t count = args.keep->Count(at.layer, at.head);
-  KVERN_CHECK(args.in[at.layer].dtype == args.out[at.layer].dtype);
+  const KvRef& in = args.in[at.layer];
+  KVERN_CHECK(in.dtype == args.out[at.layer].dtype);
   KVERN_CHECK(count <= args.out[at.layer].tokens);
   for (int64_t slot = args.first_slot; slot < count; ++slot) {
     // A pass in place cannot be left half way: what it has overwritten is gone.
     if (!args.in_place && slot % kTileTokens == 0) KVERN_RETURN_IF_ERROR(runner.Check());
     KVERN_CHECK(!args.in_place || slot <= kept[slot]);
+    if (slot + kRowsAhead < count) {
+      PrefetchRow(in, in.Address(at.head, kept[slot + kRowsAhead]));
+    }
     MoveRow(args, at, slot, x);
   }
   return absl::OkStatus();

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <limits>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/base/kv_row.h"
 #include "kernels/base/lanes.h"
@@ -90,6 +91,15 @@ HWY_INLINE void StoreContiguous(const float* HWY_RESTRICT x, int64_t n, T* to) {
   for (; i + kLanes <= n; i += hn::Lanes(d)) store(d, i);
   for (; i < n; i += hn::Lanes(tail)) store(tail, i);
 }
+
+// Blocks and kept rows lie anywhere: without a word nobody fetches them before they are asked for.
+HWY_INLINE void PrefetchRow(const KvRef& ref, const std::byte* row) {
+  constexpr int64_t kLineBytes = 64;
+  if (!ref.HasContiguousRows()) return;
+  const int64_t bytes = ref.head_dim * SizeOf(ref.dtype);
+  for (int64_t at = 0; at < bytes; at += kLineBytes) hwy::Prefetch(row + at);
+}
+inline constexpr int64_t kRowsAhead = 8;  // of kept rows: what memory takes, in rows of work
 
 // x [PaddedDim(head_dim)], 64-byte aligned.
 inline void LoadRow(const KvRef& ref, const std::byte* row, float* HWY_RESTRICT x) {

@@ -22,12 +22,13 @@ HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// `count` rows of one block from `from` on.
+// `count` rows of one block from `from` on; those from `next` on (null: none) are read soon.
 template <class T>
-HWY_INLINE void LoadRun(const KvRef& ref, const std::byte* from, int64_t count,
-                        TensorView<float, 2> tile) {
+HWY_INLINE void LoadRun(const KvRef& ref, const std::byte* from, const std::byte* next,
+                        int64_t count, TensorView<float, 2> tile) {
   if (ref.HasContiguousRows()) {
     for (int64_t r = 0; r < count; ++r) {
+      if (next != nullptr) PrefetchRow(ref, next + r * ref.strides.token);
       const auto* row = reinterpret_cast<const T*>(from + r * ref.strides.token);
       LoadContiguous(row, ref.head_dim, tile.At(r));
     }
@@ -53,8 +54,12 @@ HWY_INLINE void LoadRows(const KvRef& ref, int64_t head, int64_t first, TensorVi
     const int64_t count = std::min(tile.shape[0] - done, in_block);
     TensorView<float, 2> part = tile;
     part.data = tile.At(done);
+    // Inside a block the processor sees by itself what comes.
+    const bool block_ends = count == in_block && token + 2 * count <= ref.Length(head);
+    const std::byte* next = block_ends ? ref.Address(head, token + count) : nullptr;
     VisitDType(ref.dtype, [&](auto tag) HWY_ATTR {
-      LoadRun<typename decltype(tag)::type>(ref, ref.Address(head, token), count, part);
+      using T = typename decltype(tag)::type;
+      LoadRun<T>(ref, ref.Address(head, token), next, count, part);
     });
     done += count;
   }
