@@ -127,6 +127,7 @@ class WireSide {
 
   Answer Run(const support::RandomCase& random, const Draw& draw) {
     pool_.reset();
+    server_->Log();  // a pipe that nobody empties would stop the server in the end
     auto answer = Serve(random, draw);
     client_.ReleaseSequences({kSequence}).IgnoreError();
     client_.DeleteSequence(kStoredName).IgnoreError();
