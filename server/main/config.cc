@@ -146,7 +146,13 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
   AddServing(app, config, words);
   AddTls(app, config);
   AddLimits(app, config.limits);
-  std::vector<std::string> reversed(arguments.rbegin(), arguments.rend());
+  std::vector<std::string> reversed;
+  for (auto argument = arguments.rbegin(); argument != arguments.rend(); ++argument) {
+    // CLI11 takes `--flag ""` for an empty value, and `--flag=` for a missing one.
+    const bool empties = absl::StartsWith(*argument, "--") && absl::EndsWith(*argument, "=");
+    if (empties) reversed.emplace_back();
+    reversed.push_back(empties ? argument->substr(0, argument->size() - 1) : *argument);
+  }
   try {
     app.parse(std::move(reversed));
   } catch (const CLI::CallForHelp&) {

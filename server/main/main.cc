@@ -1,4 +1,5 @@
 // kvernd: starts the server, waits for a signal, drains.
+#include <grpc/grpc.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <sys/resource.h>
@@ -32,6 +33,9 @@ sigset_t PrepareProcess() {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
+  // One more than gRPC counts down: its own shutdown may wait ten seconds for a poller of its own,
+  // and a process that ends needs none.
+  grpc_init();
   return signals;
 }
 
