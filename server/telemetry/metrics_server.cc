@@ -6,8 +6,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <exception>
-#include <thread>
+#include <future>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -50,9 +51,11 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::s
 }
 
 MetricsServer::~MetricsServer() {
-  std::thread stopping([this] { exposer_.reset(); });
-  Nudge(port_);
-  stopping.join();
+  const auto stopped = std::async(std::launch::async, [this] { exposer_.reset(); });
+  // Again and again: a connection that comes before the loop is told to end lets it wait anew.
+  do {
+    Nudge(port_);
+  } while (stopped.wait_for(std::chrono::milliseconds(10)) != std::future_status::ready);
 }
 
 }  // namespace kvern::telemetry
