@@ -8,10 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
 #include "google/protobuf/util/message_differencer.h"
-#include "kernels/base/error_reason.h"
 #include "server/rpc/grpc_status.h"
 #include "server/rpc/name_from_proto.h"
 
@@ -90,14 +87,6 @@ void SetBytes(const engine::SequenceResult& result, v1::SequenceResult* out) {
   packed->set_blocks(AsBytes(result.packed->blocks));
 }
 
-// The engine names fields inside their sequence, the edge inside the request; the wire does the
-// latter.
-absl::Status InRequest(const absl::Status& status, int index) {
-  const std::string field = FieldOf(status);
-  if (field.empty() || absl::StartsWith(field, "sequences[")) return status;
-  return WithField(status, absl::StrCat("sequences[", index, "].", field));
-}
-
 void SequenceToProto(const engine::SequenceResult& result, v1::SequenceResult* out) {
   out->set_sequence_id(result.sequence_id);
   out->set_outcome(OutcomeToProto(result.outcome));
@@ -147,16 +136,16 @@ void ToProto(const engine::CompressResult& result, v1::CompressCacheResponse* re
   response->set_replayed(result.replayed);
   v1::ResolvedPolicy said;
   for (const engine::SequenceResult& sequence : result.results) {
-    const int index = response->results_size();
+    const bool first = response->results_size() == 0;
     v1::SequenceResult* out = response->add_results();
     SequenceToProto(sequence, out);
     v1::ResolvedPolicy resolved;
     SetResolved(sequence, &resolved);
-    if (index == 0 || !google::protobuf::util::MessageDifferencer::Equals(resolved, said)) {
+    if (first || !google::protobuf::util::MessageDifferencer::Equals(resolved, said)) {
       *out->mutable_resolved() = resolved;
       said = std::move(resolved);
     }
-    if (!sequence.status.ok()) *out->mutable_status() = ToProto(InRequest(sequence.status, index));
+    if (!sequence.status.ok()) *out->mutable_status() = ToProto(sequence.status);
   }
 }
 

@@ -1,6 +1,7 @@
 // Five services over one engine, and the limits that hold before any of them sees a message.
 #include "server/rpc/services.h"
 
+#include <google/protobuf/stubs/logging.h>
 #include <grpcpp/server_builder.h>
 
 #include <algorithm>
@@ -54,7 +55,10 @@ struct Services::Impl {
   ServerService server;
 };
 
-Services::Services(ServicesOptions options) : impl_(std::make_unique<Impl>(options)) {}
+Services::Services(ServicesOptions options) : impl_(std::make_unique<Impl>(options)) {
+  // A message that does not parse gets a status; the library would tell stderr too, past our log.
+  google::protobuf::SetLogHandler(nullptr);
+}
 
 Services::~Services() = default;
 

@@ -118,14 +118,14 @@ TEST(CompressToProto, CarriesAFaultWithItsDetails) {
   EXPECT_EQ(response.results(0).status().details_size(), 1);
 }
 
-TEST(CompressToProto, NamesFieldsFromTheRequestOn) {
+TEST(CompressToProto, NamesFieldsAsTheEngineDoes) {
   engine::CompressResult result;
   result.results.resize(2);
   result.results[0].status = WithField(absl::InvalidArgumentError("x"), "sequences[0].inline");
-  result.results[1].status = WithField(absl::InvalidArgumentError("x"), "paged.block_ids");
+  result.results[1].status = WithField(absl::InvalidArgumentError("x"), "policy.preset");
   v1::CompressCacheResponse response;
   ToProto(result, &response);
-  const char* want[] = {"sequences[0].inline", "sequences[1].paged.block_ids"};
+  const char* want[] = {"sequences[0].inline", "policy.preset"};
   for (int i = 0; i < 2; ++i) {
     google::rpc::BadRequest request;
     ASSERT_TRUE(response.results(i).status().details(0).UnpackTo(&request));
