@@ -210,7 +210,7 @@ absl::StatusOr<Header> ParseHeader(absl::string_view text) {
   // The JSON lexer takes a NUL for the end of its input and skips a byte order mark.
   if (text.empty() || text.front() != '{' || text.find('\0') != absl::string_view::npos) {
     return absl::InvalidArgumentError(
-        "safetensors: header: want JSON text that begins with '{' and holds no NUL");
+        "safetensors: header: got other text, want JSON that begins with '{' and holds no NUL");
   }
   HeaderReader reader;
   Json::sax_parse(text.begin(), text.end(), &reader);

@@ -132,7 +132,7 @@ absl::StatusOr<NamedFootprint> ValidateView(const PoolSpec& spec,
 absl::Status ValidateApart(const NamedFootprint& a, const NamedFootprint& b) {
   if (a.region != b.region || AreApart(a.footprint, b.footprint)) return absl::OkStatus();
   return Invalid(b.field,
-                 absl::StrCat("overlaps ", a.field, " in region ", a.region,
+                 absl::StrCat("got a view that overlaps ", a.field, " in region ", a.region,
                               " or cannot be shown to lie apart; want views in separate ranges, or "
                               "side by side inside the same outer strides"));
 }

@@ -45,8 +45,8 @@ absl::Status UnknownWord(absl::string_view text, absl::string_view word) {
   for (const CodecEntry& entry : kCodecs) {
     absl::StrAppend(&known, known.empty() ? "" : ", ", entry.info.name);
   }
-  return absl::InvalidArgumentError(absl::StrCat("codec ", Quoted(text), ": unknown ", Quoted(word),
-                                                 ", want one of ", known,
+  return absl::InvalidArgumentError(absl::StrCat("codec ", Quoted(text), ": got the unknown ",
+                                                 Quoted(word), ", want one of ", known,
                                                  " joined by + with flags of H, rm"));
 }
 

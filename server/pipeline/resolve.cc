@@ -5,7 +5,6 @@
 #include <cmath>
 #include <utility>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
@@ -30,12 +29,6 @@ absl::Status Invalid(const std::string& message, absl::string_view field) {
 absl::Status Below(const absl::Status& status, const std::string& place) {
   const std::string field = FieldOf(status);
   return WithField(status, field.empty() ? place : absl::StrCat(place, ".", field));
-}
-
-// Whatever a caller calls a stage, a message shows only the beginning of it, and that in ASCII.
-StageSpec Shortened(StageSpec spec) {
-  spec.name = absl::CHexEscape(spec.name.substr(0, kQuotedBytes));
-  return spec;
 }
 
 bool IsSet(const std::optional<std::string>& codec) { return codec && !codec->empty(); }
@@ -89,8 +82,8 @@ absl::StatusOr<Placement> ResolvePlacement(const Policy& policy, const Availabil
                                   ? DefaultPlacement(available.source)
                                   : policy.placement;
   if (!Takes(available.source, placement)) {
-    return Refuse(absl::StrCat("placement got ", Name(placement), " for a ",
-                               Name(available.source), " source, want one that it takes"),
+    return Refuse(absl::StrCat("placement got ", Name(placement), " for a ", Name(available.source),
+                               " source, want one that it takes"),
                   "PLACEMENT_UNSUPPORTED", "policy.placement");
   }
   const bool writes = placement == Placement::kCopyTo || placement == Placement::kCompact;
@@ -239,8 +232,7 @@ class Resolver {
     KVERN_ASSIGN_OR_RETURN(out_.budgeter_spec, ParseStageSpec(parts_.budgeter));
     // A budget of the caller's own is spread as the preset would.
     if (policy_.budgeter) out_.budgeter_spec = *policy_.budgeter;
-    absl::StatusOr<std::unique_ptr<Budgeter>> budgeter =
-        MakeBudgeter(Shortened(out_.budgeter_spec));
+    absl::StatusOr<std::unique_ptr<Budgeter>> budgeter = MakeBudgeter(out_.budgeter_spec);
     if (!budgeter.ok()) return Below(budgeter.status(), "policy.budgeter");
     out_.budgeter = *std::move(budgeter);
     const StageInfo& info = InfoOf(Budgeters(), out_.budgeter_spec);
@@ -251,8 +243,7 @@ class Resolver {
 
   absl::Status ResolveSelector() {
     out_.selector_spec = policy_.selector.value_or(StageSpec{"topk", {}});
-    absl::StatusOr<std::unique_ptr<Selector>> selector =
-        MakeSelector(Shortened(out_.selector_spec));
+    absl::StatusOr<std::unique_ptr<Selector>> selector = MakeSelector(out_.selector_spec);
     if (!selector.ok()) return Below(selector.status(), "policy.selector");
     out_.selector = *std::move(selector);
     return absl::OkStatus();
@@ -296,14 +287,14 @@ class Resolver {
 
   absl::Status MakeGivenScorers() {
     if (policy_.scorers.size() > kMaxScorers) {
-      return Invalid(absl::StrCat("scorers got ", policy_.scorers.size(), ", want at most ",
-                                  kMaxScorers),
-                     "policy.scorers");
+      return Invalid(
+          absl::StrCat("scorers got ", policy_.scorers.size(), ", want at most ", kMaxScorers),
+          "policy.scorers");
     }
     for (size_t index = 0; index < policy_.scorers.size(); ++index) {
       const StageSpec& spec = policy_.scorers[index];
       const std::string place = absl::StrCat("policy.scorers[", index, "]");
-      absl::StatusOr<std::unique_ptr<Scorer>> scorer = MakeScorer(Shortened(spec));
+      absl::StatusOr<std::unique_ptr<Scorer>> scorer = MakeScorer(spec);
       if (!scorer.ok()) return Below(scorer.status(), place);
       const uint16_t missing = MissingInputs((*scorer)->Inputs(), available_.inputs);
       if (missing != 0) return WithField(MissingInputError(spec.name, missing), place);

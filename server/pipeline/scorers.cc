@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/quoted.h"
 #include "server/pipeline/scorer.h"
@@ -96,8 +97,10 @@ absl::StatusOr<std::unique_ptr<Scorer>> MakeScorer(const StageSpec& spec) {
     }
     known.push_back(entry.info.name);
   }
-  return absl::InvalidArgumentError(absl::StrCat("scorer: got ", Quoted(spec.name),
-                                                 ", want one of ", absl::StrJoin(known, ", ")));
+  return WithField(
+      absl::InvalidArgumentError(absl::StrCat("scorer: got ", Quoted(spec.name), ", want one of ",
+                                              absl::StrJoin(known, ", "))),
+      "name");
 }
 
 }  // namespace kvern::pipeline

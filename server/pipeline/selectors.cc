@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/quoted.h"
 #include "server/pipeline/selector.h"
@@ -63,8 +64,10 @@ absl::StatusOr<std::unique_ptr<Selector>> MakeSelector(const StageSpec& spec) {
     }
     known.push_back(entry.info.name);
   }
-  return absl::InvalidArgumentError(absl::StrCat("selector: got ", Quoted(spec.name),
-                                                 ", want one of ", absl::StrJoin(known, ", ")));
+  return WithField(
+      absl::InvalidArgumentError(absl::StrCat("selector: got ", Quoted(spec.name), ", want one of ",
+                                              absl::StrJoin(known, ", "))),
+      "name");
 }
 
 }  // namespace kvern::pipeline

@@ -74,7 +74,7 @@ absl::Status UnknownParameter(const StageSpec& spec, const std::string& name,
     absl::StrAppend(&known, known.empty() ? "" : ", ", param.name);
   }
   return WithField(absl::InvalidArgumentError(absl::StrCat(
-                       Quoted(spec.name), ": unknown parameter ", Quoted(name), ", want ",
+                       Quoted(spec.name), ": got the unknown parameter ", Quoted(name), ", want ",
                        known.empty() ? "none" : absl::StrCat("one of ", known))),
                    "params");
 }
