@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 
 namespace kvern::engine {
@@ -105,6 +106,10 @@ void DescribePlan(const BoundSource& source, const pipeline::ResolvedPolicy& pol
   result->kept_tokens_total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
   result->budget_grew = plan.counts.budget_grew;
   result->nan_scores = plan.nan_scores;
+  if (plan.nan_scores > 0) {
+    result->warnings.push_back(
+        absl::StrCat("scores: got ", plan.nan_scores, " that are NaN; those tokens rank last"));
+  }
   result->warnings.insert(result->warnings.end(), plan.counts.warnings.begin(),
                           plan.counts.warnings.end());
   result->kept_attention_mass = KeptMass(source, plan.keep);
