@@ -24,7 +24,7 @@ constexpr char kExamples[] = R"(Examples:
 Blank: no token of that stretch was kept; full block: all of them.)";
 
 constexpr int64_t kMaxRowsByDefault = 96;
-constexpr int kLabelColumns = 24;
+constexpr int kLabelColumns = 26;  // layer, head, tokens and share, with the gap before the map
 constexpr int kMaxMapColumns = 160;
 
 struct InspectFlags {
