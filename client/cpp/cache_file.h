@@ -1,5 +1,5 @@
 // Cache files, `kvern-cache/1`: safetensors with k, v and what belongs to them
-// (docs/cache-file.md).
+// (docs/quickstart.md, "Your own cache").
 #ifndef KVERN_CLIENT_CPP_CACHE_FILE_H_
 #define KVERN_CLIENT_CPP_CACHE_FILE_H_
 
