@@ -21,7 +21,8 @@ class TextTable {
   explicit TextTable(std::vector<std::string> header) : header_(std::move(header)) {}
   void Add(std::vector<std::string> row) { rows_.push_back(std::move(row)); }
   bool Empty() const { return rows_.empty(); }
-  // Numbers stand right below a heading, the last column wraps at the console's width.
+  // Below a heading numbers stand right, as do headings of numbers alone; the last column wraps at
+  // the console's width.
   void Print(const Console& console) const;
   // As a Markdown table.
   std::string Markdown() const;

@@ -68,7 +68,7 @@ TEST(TextTable, AlignsNumbersRightAndCountsCharactersNotBytes) {
   table.Add({"abc", "1234", "two"});
   table.Print(console);
   EXPECT_EQ(out.str(),
-            "name  n     what\n"
+            "name     n  what\n"
             "é        7  one\n"
             "abc   1234  two\n");
 }
