@@ -17,6 +17,7 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 [[ -t 1 ]] || say() { printf '\n%s\n' "$*"; }
 
 say "1. kvernd starts on a temporary Unix socket"
+touch "$work/log"  # grep may look before the server's shell has made it
 "$bin/kvernd" --listen "unix:$work/kvern.sock" --metrics-listen 127.0.0.1:0 2>"$work/log" &
 server=$!
 export KVERN_SERVER=unix:$work/kvern.sock
