@@ -9,10 +9,11 @@
 //   * exp, log, sin, cos and 1/sqrt come from kernels/base.
 //
 // For every op: views live on this backend's device; outputs do not alias inputs unless the op says
-// so; empty shapes are legal; work is complete when the call returns. One call at a time per object.
-// Errors of every op: Cancelled or DeadlineExceeded when the bound StopCheck fires (outputs are then
-// unspecified, inputs untouched); ResourceExhausted when scratch does not fit; Internal for a device
-// fault. Shapes were checked by the planner: a wrong one is our bug and ends in KVERN_CHECK.
+// so; empty shapes are legal; work is complete when the call returns. One call at a time per
+// object. Errors of every op: Cancelled or DeadlineExceeded when the bound StopCheck fires (outputs
+// are then unspecified, inputs untouched); ResourceExhausted when scratch does not fit; Internal
+// for a device fault. Shapes were checked by the planner: a wrong one is our bug and ends in
+// KVERN_CHECK.
 #ifndef KVERN_KERNELS_BACKEND_H_
 #define KVERN_KERNELS_BACKEND_H_
 
@@ -53,13 +54,13 @@ enum class ScoreScale : uint8_t { kAsIs, kMinMax };
 struct TriAttentionArgs {
   LayerRefs keys;
   RopeLayout layout = RopeLayout::kHalf;
-  int32_t bands = 0;                  // rotated dims / 2; other dims do not count
+  int32_t bands = 0;  // rotated dims / 2; other dims do not count
   int32_t q_heads = 0;
-  int32_t columns = 1;                // 1: mean over offsets, folded into u; 17: max over columns
-  TensorView<const float, 4> u;       // [layers, q_heads, columns, 2 * bands] key layout
-  TensorView<const float, 3> w;       // [layers, q_heads, bands]
-  MaskView candidates;                // z-scores run over these
-  bool zscore = true;                 // per query head, before the group is reduced
+  int32_t columns = 1;           // 1: mean over offsets, folded into u; 17: max over columns
+  TensorView<const float, 4> u;  // [layers, q_heads, columns, 2 * bands] key layout
+  TensorView<const float, 3> w;  // [layers, q_heads, bands]
+  MaskView candidates;           // z-scores run over these
+  bool zscore = true;            // per query head, before the group is reduced
   GroupReduce group = GroupReduce::kMax;
 };
 
@@ -67,17 +68,17 @@ struct TriAttentionArgs {
 // with `full` <linear, k> + sum_i k_i <factor_i, k> (then rank = head_dim, diagonal empty).
 struct ExpectedAttentionArgs {
   LayerRefs keys;
-  LayerRefs values;                    // read only with value_norm
+  LayerRefs values;  // read only with value_norm
   int32_t q_heads = 0;
   int32_t rank = 0;
   bool full = false;
-  TensorView<const double, 3> linear;   // [layers, q_heads, head_dim]
-  TensorView<const double, 4> factors;  // [layers, q_heads, rank, head_dim]
+  TensorView<const double, 3> linear;    // [layers, q_heads, head_dim]
+  TensorView<const double, 4> factors;   // [layers, q_heads, rank, head_dim]
   TensorView<const double, 3> diagonal;  // [layers, q_heads, head_dim]
-  MaskView counted;                    // the softmax runs over these; others score NaN
+  MaskView counted;                      // the softmax runs over these; others score NaN
   float epsilon = 0.0f;
   bool value_norm = true;
-  bool log = false;                    // needs epsilon == 0 (ruling 7)
+  bool log = false;  // needs epsilon == 0 (ruling 7)
 };
 
 // SnapKV: softmax attention of the window's queries, averaged over them, pooled over tokens, then
@@ -87,7 +88,7 @@ struct WindowAttentionArgs {
   TensorView<const float, 4> queries;  // [layers, q_heads, window, head_dim], after RoPE, positions
                                        // of the last `window` tokens
   PoolKind pool = PoolKind::kAverage;
-  int32_t pool_width = 5;              // odd
+  int32_t pool_width = 5;  // odd
   GroupReduce group = GroupReduce::kMean;
 };
 
@@ -99,18 +100,18 @@ struct KeyDiffArgs {
 
 // score = mass / (per_visible ? visible : 1) * (value_norm ? |v| : 1), or the log of it.
 struct AttentionMassArgs {
-  TensorView<const float, 3> mass;    // [layers, kv_heads, tokens]
+  TensorView<const float, 3> mass;      // [layers, kv_heads, tokens]
   TensorView<const double, 3> visible;  // [layers, kv_heads, tokens] queries that saw the token
-  LayerRefs values;                   // read only with value_norm
+  LayerRefs values;                     // read only with value_norm
   bool per_visible = true;
   bool value_norm = false;
   bool log = false;
 };
 
 struct TopKArgs {
-  ConstScoreView scores;      // NaN ranks last
-  MaskView candidates;        // others are never picked here
-  MaskView forced;            // always kept; disjoint from candidates
+  ConstScoreView scores;  // NaN ranks last
+  MaskView candidates;    // others are never picked here
+  MaskView forced;        // always kept; disjoint from candidates
   TieRule tie = TieRule::kRecent;
 };
 
@@ -137,25 +138,25 @@ struct MeanKeyArgs {
 // Encodes the kept rows of one role. Rows of `table` name codec, slots and offsets (made by the
 // planner); `packed` has room for all of them and arrives zeroed.
 struct EncodeArgs {
-  LayerRefs rows;                      // keys or values
+  LayerRefs rows;  // keys or values
   const KeepList* keep = nullptr;
-  std::span<const PackedRow> table;    // only rows of this role
-  TensorView<const Float16, 3> mean_key;  // [layers, kv_heads, head_dim]; rows with kFlagRopeMean
+  std::span<const PackedRow> table;         // only rows of this role
+  TensorView<const Float16, 3> mean_key;    // [layers, kv_heads, head_dim]; rows with kFlagRopeMean
   const RotationTable* rotation = nullptr;  // positions of the source slots
   std::span<std::byte> packed;
 };
 struct EncodeCounts {
-  int64_t nonfinite = 0;        // inputs that were NaN (coded 0), infinite or beyond 65504 (clamped)
-  double squared_error = 0;     // sum over coded rows of |x - decode(encode(x))|^2
-  double squared_norm = 0;      // sum over coded rows of |x|^2
+  int64_t nonfinite = 0;     // inputs that were NaN (coded 0), infinite or beyond 65504 (clamped)
+  double squared_error = 0;  // sum over coded rows of |x - decode(encode(x))|^2
+  double squared_norm = 0;   // sum over coded rows of |x|^2
 };
 
 struct DecodeArgs {
   std::span<const std::byte> packed;
-  std::span<const PackedRow> table;    // only rows of this role
+  std::span<const PackedRow> table;  // only rows of this role
   TensorView<const Float16, 3> mean_key;
   const RotationTable* rotation = nullptr;  // positions of the packed slots
-  std::span<const KvRef> rows;         // one per layer, written: token = slot
+  std::span<const KvRef> rows;              // one per layer, written: token = slot
 };
 
 // Copies kept rows: out(layer, head, slot) = in(layer, head, keep[slot]), and re-rotates keys where
@@ -163,10 +164,10 @@ struct DecodeArgs {
 struct GatherArgs {
   LayerRefs in;
   const KeepList* keep = nullptr;
-  std::span<const KvRef> out;               // one per layer, written
-  int64_t first_slot = 0;                   // slots below are already in place
-  const RotationTable* from = nullptr;      // null: bytes move as they are
-  const RotationTable* to = nullptr;        // rows of the *output* slots
+  std::span<const KvRef> out;           // one per layer, written
+  int64_t first_slot = 0;               // slots below are already in place
+  const RotationTable* from = nullptr;  // null: bytes move as they are
+  const RotationTable* to = nullptr;    // rows of the *output* slots
   bool in_place = false;
 };
 

@@ -21,8 +21,9 @@ struct BackendOptions {
 // instruction set asked for.
 absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options);
 
-std::vector<std::string> BackendNames();     // "ref", "cpu"
-std::vector<std::string> InstructionSets();  // those of the cpu backend this machine runs, best last
+std::vector<std::string> BackendNames();  // "ref", "cpu"
+std::vector<std::string>
+InstructionSets();  // those of the cpu backend this machine runs, best last
 
 }  // namespace kvern
 

@@ -5,6 +5,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "client/cli/errors.h"
@@ -23,7 +24,8 @@ absl::Status SetStage(const std::string& flag, const std::string& text, v1::Stag
 absl::Status SetCodecs(const std::string& text, v1::Codecs* codecs) {
   if (!absl::StrContains(text, '=')) {
     codecs->set_k(text);
-    codecs->set_v(text);
+    // Mean removal is for keys alone: one name for both means it there.
+    codecs->set_v(absl::StrReplaceAll(text, {{"+rm", ""}, {"rm+", ""}}));
     return absl::OkStatus();
   }
   for (absl::string_view part : absl::StrSplit(text, ',')) {
@@ -82,7 +84,8 @@ void AddPolicyFlags(CLI::App* app, PolicyFlags* flags) {
       ->type_name("max|sum");
   add("--selector", flags->selector, "picks tokens from scores (default topk)")
       ->type_name("NAME[:k=v,...]");
-  add("--codec", flags->codec, "k=NAME,v=NAME, or one name for both (default raw16)")
+  add("--codec", flags->codec,
+      "k=NAME,v=NAME, or one name for both, its rm for keys alone (default raw16)")
       ->type_name("CODEC");
   add("--sink", flags->sink, "first tokens that always stay (default 4)");
   add("--recent", flags->recent, "last tokens that stay while the budget allows (default 32)");

@@ -17,10 +17,20 @@ inline constexpr double kLog2E = 0x1.71547652b82fep+0;
 inline constexpr double kLn2High = 0x1.62e42feep-1;
 inline constexpr double kLn2Low = 0x1.a39ef35793c76p-33;
 // e^r = sum r^k / k! for |r| <= ln 2 / 2, highest power first.
-inline constexpr double kExpSeries[] = {
-    1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0, 1.0 / 362880.0,
-    1.0 / 40320.0,      1.0 / 5040.0,      1.0 / 720.0,      1.0 / 120.0,     1.0 / 24.0,
-    1.0 / 6.0,          1.0 / 2.0,         1.0,              1.0};
+inline constexpr double kExpSeries[] = {1.0 / 6227020800.0,
+                                        1.0 / 479001600.0,
+                                        1.0 / 39916800.0,
+                                        1.0 / 3628800.0,
+                                        1.0 / 362880.0,
+                                        1.0 / 40320.0,
+                                        1.0 / 5040.0,
+                                        1.0 / 720.0,
+                                        1.0 / 120.0,
+                                        1.0 / 24.0,
+                                        1.0 / 6.0,
+                                        1.0 / 2.0,
+                                        1.0,
+                                        1.0};
 
 inline constexpr double kSmallestNormal = 0x1p-1022;
 inline constexpr int64_t kSqrtHalfBits = 0x3FE6A09E667F3BCD;

@@ -1,4 +1,5 @@
-// Reasons and field paths ride in status payloads, so that the layers below gRPC never see its types.
+// Reasons and field paths ride in status payloads, so that the layers below gRPC never see its
+// types.
 #include "kernels/base/error_reason.h"
 
 #include "absl/strings/cord.h"

@@ -14,9 +14,9 @@ namespace kvern {
 // Coordinate first + r * run + c of the head: r runs over the base matrix, c over Sylvester's.
 struct HadamardBlock {
   int32_t first = 0;
-  int32_t base_order = 1;  // 1, 12, 20 or 28
-  int32_t run = 8;         // 2^m
-  float scale = 1.0f;      // 1 / sqrt(order), applied after the last addition
+  int32_t base_order = 1;             // 1, 12, 20 or 28
+  int32_t run = 8;                    // 2^m
+  float scale = 1.0f;                 // 1 / sqrt(order), applied after the last addition
   const float* base = nullptr;        // [base_order, base_order] of +-1; null for order 1
   const float* transposed = nullptr;  // its transpose, for the way back
 

@@ -7,7 +7,7 @@
 
 namespace kvern {
 
-inline constexpr int kLanes = 16;           // element i of a sum goes to lane i mod 16
+inline constexpr int kLanes = 16;            // element i of a sum goes to lane i mod 16
 inline constexpr int64_t kTileTokens = 256;  // sums over tokens and stop checks go tile by tile
 
 // Adds 16 partial sums: lane i takes lane i + 8, then i + 4, i + 2, i + 1.

@@ -20,8 +20,8 @@ enum class CodecId : uint8_t {
 };
 
 enum CodecFlags : uint8_t {
-  kFlagHadamard = 1,   // H: rotate by the signed Hadamard matrix before coding
-  kFlagRopeMean = 2,   // rm: code the key minus its rotated mean pre-RoPE key
+  kFlagHadamard = 1,  // H: rotate by the signed Hadamard matrix before coding
+  kFlagRopeMean = 2,  // rm: code the key minus its rotated mean pre-RoPE key
 };
 
 enum class Role : uint8_t { kKey = 0, kValue = 1 };
@@ -70,11 +70,11 @@ static_assert(BlockBytes(CodecId::kRaw16, DType::kBF16, 64, 64) == 8192);
 struct PackedRow {
   int64_t layer;
   int64_t kv_head;
-  int64_t role;        // 0 key, 1 value
-  int64_t codec;       // CodecId
-  int64_t flags;       // CodecFlags
-  int64_t first_slot;  // index of its first token among the kept tokens of this (layer, kv_head)
-  int64_t tokens;      // 1..64
+  int64_t role;         // 0 key, 1 value
+  int64_t codec;        // CodecId
+  int64_t flags;        // CodecFlags
+  int64_t first_slot;   // index of its first token among the kept tokens of this (layer, kv_head)
+  int64_t tokens;       // 1..64
   int64_t byte_offset;  // into `packed`, a multiple of kPackedBlockAlign
 };
 static_assert(sizeof(PackedRow) == 64 && std::is_trivially_copyable_v<PackedRow>);

@@ -14,7 +14,7 @@ enum class RopeLayout : uint8_t { kHalf = 0, kInterleaved = 1 };
 // one sequence. Coordinates beyond 2 * bands are not rotated (partial rotary).
 struct RotationTable {
   RopeLayout layout = RopeLayout::kHalf;
-  int32_t bands = 0;         // rotated dims / 2
+  int32_t bands = 0;          // rotated dims / 2
   std::vector<float> cosine;  // [rows, bands]
   std::vector<float> sine;    // [rows, bands]
   // Row of each slot: [layers, kv_heads, tokens] with strides below; stride 0 shares a row.

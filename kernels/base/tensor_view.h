@@ -12,7 +12,8 @@
 
 namespace kvern {
 
-// Copy it freely; it never outlives the call it is passed to. Strides count elements, on every axis.
+// Copy it freely; it never outlives the call it is passed to. Strides count elements, on every
+// axis.
 template <class T, int N>
 struct TensorView {
   T* data = nullptr;
@@ -67,9 +68,10 @@ KVERN_HD TensorView<T, sizeof...(Extent)> DenseView(T* data, Extent... extent) {
   return view;
 }
 
-using ScoreView = TensorView<float, 3>;           // [layers, kv_heads, tokens], higher = keep
+using ScoreView = TensorView<float, 3>;  // [layers, kv_heads, tokens], higher = keep
 using ConstScoreView = TensorView<const float, 3>;
-// [layers, kv_heads, tokens] u8, 1 = in the set. A stride of 0 shares one row between heads or layers.
+// [layers, kv_heads, tokens] u8, 1 = in the set. A stride of 0 shares one row between heads or
+// layers.
 using MaskView = TensorView<const uint8_t, 3>;
 
 }  // namespace kvern

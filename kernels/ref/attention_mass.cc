@@ -20,8 +20,7 @@ double FlooredLog(double value) {
 
 }  // namespace
 
-absl::Status AttentionMass(const StopCheck* stop, const AttentionMassArgs& args,
-                           ScoreView scores) {
+absl::Status AttentionMass(const StopCheck* stop, const AttentionMassArgs& args, ScoreView scores) {
   std::vector<float> row;
   for (int64_t layer = 0; layer < scores.shape[0]; ++layer) {
     for (int64_t head = 0; head < scores.shape[1]; ++head) {

@@ -64,8 +64,7 @@ CodeScale CodeLm4(std::vector<float>& y, float squared_length, std::byte* codes)
     }
     std::memcpy(codes + group / 2, &word, sizeof(word));
   }
-  const CodeScale scale =
-      Lm4Scale(squared_length, LaneDot(levels.data(), levels.data(), head_dim));
+  const CodeScale scale = Lm4Scale(squared_length, LaneDot(levels.data(), levels.data(), head_dim));
   for (int64_t i = 0; i < head_dim; ++i) y[i] = std::fma(-scale.value, levels[i], y[i]);
   return scale;
 }

@@ -12,7 +12,7 @@
 namespace kvern::ref {
 namespace {
 
-constexpr double kSmallestNorm = 1e-12;     // of a key, before it is divided
+constexpr double kSmallestNorm = 1e-12;    // of a key, before it is divided
 constexpr double kSmallestProduct = 1e-8;  // of the two norms under the cosine
 
 class HeadKeys {

@@ -63,8 +63,7 @@ double RawScore(const TriAttentionArgs& args, const Query& query, const CentredK
   return std::isfinite(raw) ? raw : std::numeric_limits<double>::quiet_NaN();
 }
 
-absl::Status ScoreHead(const HeadProblem& problem, const TriAttentionArgs& args,
-                       ScoreView scores) {
+absl::Status ScoreHead(const HeadProblem& problem, const TriAttentionArgs& args, ScoreView scores) {
   const auto [stop, layer, head] = problem;
   const KvRef& ref = args.keys[layer];
   const int64_t tokens = TokensOf(ref, head, scores.shape[2]);

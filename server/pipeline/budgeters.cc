@@ -55,8 +55,8 @@ absl::StatusOr<std::unique_ptr<Budgeter>> MakeBudgeter(const StageSpec& spec) {
     KVERN_ASSIGN_OR_RETURN(const StageParams params, StageParams::Parse(spec, entry.info.params));
     return entry.make(params);
   }
-  return WithField(absl::InvalidArgumentError(absl::StrCat(
-                       "budgeter got ", Quoted(spec.name), ", want one of ", known)),
+  return WithField(absl::InvalidArgumentError(
+                       absl::StrCat("budgeter got ", Quoted(spec.name), ", want one of ", known)),
                    "name");
 }
 

@@ -17,9 +17,9 @@ namespace kvern::pipeline {
 struct CodecEntry {
   StageInfo info;
   CodecId id;
-  int32_t code_bits;        // of one coordinate; below 8, K needs rm and sinks stay raw
-  bool takes_hadamard;      // the flag H is a choice
-  bool takes_rope_mean;     // the flag rm is a choice (keys only)
+  int32_t code_bits;     // of one coordinate; below 8, K needs rm and sinks stay raw
+  bool takes_hadamard;   // the flag H is a choice
+  bool takes_rope_mean;  // the flag rm is a choice (keys only)
 };
 
 std::span<const CodecEntry> Codecs();

@@ -1,11 +1,10 @@
 // The codecs by name, and the rules of what may be combined.
-#include "server/pipeline/codec.h"
-
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "kernels/base/status_macros.h"
+#include "server/pipeline/codec.h"
 #include "server/pipeline/quoted.h"
 
 namespace kvern::pipeline {
@@ -13,17 +12,26 @@ namespace {
 
 constexpr CodecEntry kCodecs[] = {
     {{.name = "raw16", .help = "Bytes as they were, at the cache's own dtype.", .params = {}},
-     CodecId::kRaw16, 16, /*takes_hadamard=*/false, /*takes_rope_mean=*/false},
+     CodecId::kRaw16,
+     16,
+     /*takes_hadamard=*/false,
+     /*takes_rope_mean=*/false},
     {{.name = "i8t",
       .help = "Symmetric int8 with one f16 scale per token and head; H rotates first, rm codes "
               "keys minus their rotated mean.",
       .params = {}},
-     CodecId::kI8t, 8, /*takes_hadamard=*/true, /*takes_rope_mean=*/true},
+     CodecId::kI8t,
+     8,
+     /*takes_hadamard=*/true,
+     /*takes_rope_mean=*/true},
     {{.name = "lm4",
       .help = "Hadamard rotation, 16 Lloyd-Max levels (TurboQuant, arXiv 2504.19874), "
               "norm-matching f16 scale; keys need rm.",
       .params = {}},
-     CodecId::kLm4, 4, /*takes_hadamard=*/false, /*takes_rope_mean=*/true},
+     CodecId::kLm4,
+     4,
+     /*takes_hadamard=*/false,
+     /*takes_rope_mean=*/true},
 };
 
 const CodecEntry* Find(absl::string_view name) {
@@ -53,9 +61,9 @@ absl::Status UnknownWord(absl::string_view text, absl::string_view word) {
 absl::Status CheckFlags(const CodecEntry& entry, uint8_t flags, Role role) {
   const absl::string_view name = entry.info.name;
   if ((flags & kFlagHadamard) != 0 && !entry.takes_hadamard) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "codec ", name, ": flag H got set, want it absent (",
-        entry.id == CodecId::kLm4 ? "lm4 always rotates" : "nothing is coded", ")"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("codec ", name, ": flag H got set, want it absent (",
+                     entry.id == CodecId::kLm4 ? "lm4 always rotates" : "nothing is coded", ")"));
   }
   if ((flags & kFlagRopeMean) != 0 && role == Role::kValue) {
     return absl::InvalidArgumentError(
@@ -85,8 +93,8 @@ absl::StatusOr<CodecSpec> ParseCodec(absl::string_view text, Role role) {
     if (flag == 0 && named == nullptr) return UnknownWord(text, word);
     const bool repeated = flag != 0 ? (flags & flag) != 0 : entry != nullptr;
     if (repeated) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "codec ", Quoted(text), ": got ", Quoted(word), " too, want one codec, each flag once"));
+      return absl::InvalidArgumentError(absl::StrCat("codec ", Quoted(text), ": got ", Quoted(word),
+                                                     " too, want one codec, each flag once"));
     }
     flags |= flag;
     if (named != nullptr) entry = named;

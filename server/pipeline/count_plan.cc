@@ -148,11 +148,10 @@ class Planner {
     if (BytesOf(best) <= allowed) return best;
     best.assign(rows_.size(), 0);
     if (const int64_t least = BytesOf(best); least > allowed) {
-      return BelowProtected(
-          absl::StrCat("byte budget got ", allowed, ", want at least ", least,
-                       ": the bytes of the protected tokens (", policy_.sink_tokens,
-                       " sinks included) and of the format"),
-          policy_.budget ? "policy.budget.bytes" : "policy.preset");
+      return BelowProtected(absl::StrCat("byte budget got ", allowed, ", want at least ", least,
+                                         ": the bytes of the protected tokens (",
+                                         policy_.sink_tokens, " sinks included) and of the format"),
+                            policy_.budget ? "policy.budget.bytes" : "policy.preset");
     }
     // Steps of one token in every layer where layers are alike, so that their counts stay equal.
     const int64_t step = EqualLayers() ? input_.Layers() : 1;
@@ -194,9 +193,8 @@ class Planner {
 
   int32_t RecentOf(size_t index, int64_t budget, int64_t count) const {
     const Row& row = rows_[index];
-    const int64_t wanted =
-        std::min(row.length,
-                 std::max(policy_.recent_tokens, FloorShare(policy_.recent_share, budget)));
+    const int64_t wanted = std::min(
+        row.length, std::max(policy_.recent_tokens, FloorShare(policy_.recent_share, budget)));
     if (count < row.protected_tokens) return 0;  // trimmed: nothing is left for the soft ones
     return static_cast<int32_t>(RecentThatFit(row.hard, row.length, count, wanted));
   }

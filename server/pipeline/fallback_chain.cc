@@ -19,7 +19,7 @@ constexpr char kAttentionMass[] = "attention_mass:log=true,per_visible=true,valu
 
 struct Chain {
   const char* first;
-  const char* second;     // null: one scorer
+  const char* second;      // null: one scorer
   uint16_t only_with = 0;  // optional inputs: without them the chain is no candidate
 };
 constexpr Chain kDefaultChains[] = {
@@ -50,8 +50,8 @@ absl::StatusOr<std::span<const Chain>> ChainsOf(absl::string_view profile) {
   if (profile.empty()) return std::span<const Chain>(kDefaultChains);
   if (profile == "retrieval") return std::span<const Chain>(kRetrievalChains);
   if (profile == "text") return std::span<const Chain>(kTextChains);
-  return WithField(absl::InvalidArgumentError(absl::StrCat("profile got ", Quoted(profile),
-                                                           ", want retrieval or text")),
+  return WithField(absl::InvalidArgumentError(
+                       absl::StrCat("profile got ", Quoted(profile), ", want retrieval or text")),
                    "policy.profile");
 }
 

@@ -32,9 +32,9 @@ struct QueryCentres {
   int32_t num_layers = 0;
   int32_t q_heads = 0;
   int32_t bands = 0;
-  std::vector<float> mean_re;   // [num_layers, q_heads, bands]
-  std::vector<float> mean_im;   // same
-  std::vector<float> abs_mean;  // same, >= |mean|
+  std::vector<float> mean_re;            // [num_layers, q_heads, bands]
+  std::vector<float> mean_im;            // same
+  std::vector<float> abs_mean;           // same, >= |mean|
   std::vector<float> layer_sensitivity;  // [num_layers], or empty
 };
 

@@ -21,8 +21,8 @@ struct RowRuns {
 
 // Sinks stay raw in keys and values as soon as one of the codes is below 8 bits (quality.md 2.6).
 int64_t RawSinks(const ResolvedPolicy& policy) {
-  const int32_t bits = std::min(EntryOf(policy.codecs.k.id).code_bits,
-                                EntryOf(policy.codecs.v.id).code_bits);
+  const int32_t bits =
+      std::min(EntryOf(policy.codecs.k.id).code_bits, EntryOf(policy.codecs.v.id).code_bits);
   return bits < 8 ? policy.sink_tokens : 0;
 }
 

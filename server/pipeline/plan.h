@@ -23,8 +23,8 @@ struct StageMicros {
 
 // Counts before scores: budgets depend on geometry, calibration and bytes only.
 struct CountPlan {
-  std::vector<int32_t> counts;         // [layers, kv_heads] tokens to keep
-  std::vector<int32_t> recent;         // [layers, kv_heads] recent tokens protected
+  std::vector<int32_t> counts;  // [layers, kv_heads] tokens to keep
+  std::vector<int32_t> recent;  // [layers, kv_heads] recent tokens protected
   bool budget_grew = false;
   std::vector<std::string> warnings;
   bool EverythingStays(const SequenceInput& input) const;  // the identity
@@ -48,7 +48,8 @@ int64_t BytesBefore(const SequenceInput& input);
 int64_t PackedBytes(const SequenceInput& input, const ResolvedPolicy& policy,
                     const std::vector<int32_t>& counts);
 
-// Errors: FailedPrecondition/BUDGET_BELOW_PROTECTED (byte budgets; on_conflict FAIL), and of stages.
+// Errors: FailedPrecondition/BUDGET_BELOW_PROTECTED (byte budgets; on_conflict FAIL), and of
+// stages.
 absl::StatusOr<CountPlan> PlanCounts(const SequenceInput& input, const ResolvedPolicy& policy);
 // Runs scorers and selector on the backend.
 absl::StatusOr<KeepPlan> PlanKeep(Backend& backend, const SequenceInput& input,

@@ -21,7 +21,7 @@ struct PresetParts {
 struct Preset {
   const char* name;
   const char* help;
-  PresetParts calibrated;    // the calibration has layer_sensitivity
+  PresetParts calibrated;  // the calibration has layer_sensitivity
   PresetParts uncalibrated;
   bool prefers_calibration;  // the two differ, so that the second is a fallback
 };

@@ -27,9 +27,9 @@ struct Availability {
 
 // Everything decided; immutable.
 struct ResolvedPolicy {
-  std::string preset;  // "custom" without one
-  std::optional<Budget> budget;         // nullopt: every token stays
-  std::optional<double> byte_share;     // of a preset: bytes = floor(share * bytes before)
+  std::string preset;                // "custom" without one
+  std::optional<Budget> budget;      // nullopt: every token stays
+  std::optional<double> byte_share;  // of a preset: bytes = floor(share * bytes before)
   StageSpec budgeter_spec;
   std::unique_ptr<Budgeter> budgeter;
   std::vector<StageSpec> scorer_specs;
@@ -44,20 +44,20 @@ struct ResolvedPolicy {
   PositionMode positions = PositionMode::kKeepLogical;
   Placement placement = Placement::kReturn;
   OnConflict on_conflict = OnConflict::kGrowBudget;
-  std::string fallback;                // why not the preset's first chain; empty when it is
-  std::vector<std::string> warnings;   // e.g. 8-bit keys without rm
-  std::string ScorerText() const;      // "max(expected_attention:..., keydiff:...)"
+  std::string fallback;               // why not the preset's first chain; empty when it is
+  std::vector<std::string> warnings;  // e.g. 8-bit keys without rm
+  std::string ScorerText() const;     // "max(expected_attention:..., keydiff:...)"
 };
 
 // Errors: InvalidArgument (unknown names, parameters, preset; no scorer; bad ranges);
-// FailedPrecondition with ErrorReason (engine maps it): a missing input is named; CODEC_NEEDS_STORE;
-// ROPE_UNKNOWN; placement that the source cannot take.
+// FailedPrecondition with ErrorReason (engine maps it): a missing input is named;
+// CODEC_NEEDS_STORE; ROPE_UNKNOWN; placement that the source cannot take.
 absl::StatusOr<ResolvedPolicy> Resolve(const Policy& policy, const Availability& availability);
 
 struct PresetText {
   std::string name;
   std::string help;
-  std::string calibrated;    // in the words of the command line
+  std::string calibrated;  // in the words of the command line
   std::string uncalibrated;
 };
 std::vector<PresetText> Presets();

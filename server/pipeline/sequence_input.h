@@ -30,9 +30,9 @@ struct SequenceInput {
   std::vector<int32_t> positions;
   bool per_head_positions = false;
   int64_t logical_tokens = 0;
-  int64_t readonly_prefix_tokens = 0;  // protected
+  int64_t readonly_prefix_tokens = 0;                         // protected
   std::vector<std::pair<int64_t, int64_t>> protected_ranges;  // half-open, physical
-  const SideTensors* side = nullptr;   // never null
+  const SideTensors* side = nullptr;                          // never null
 
   int64_t Layers() const { return static_cast<int64_t>(keys.size()); }
   int64_t KvHeads() const { return model->kv_heads; }

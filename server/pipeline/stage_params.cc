@@ -102,10 +102,10 @@ absl::StatusOr<StageParams> StageParams::Parse(const StageSpec& spec,
     const ParamSpec* param = Find(declared, name);
     if (param == nullptr) return UnknownParameter(spec, name, declared);
     if (!Accepts(*param, text)) {
-      return WithField(absl::InvalidArgumentError(absl::StrCat(Quoted(spec.name), ": ", name,
-                                                               " got ", Quoted(text), ", want ",
-                                                               param->range)),
-                       absl::StrCat("params.", name));
+      return WithField(
+          absl::InvalidArgumentError(absl::StrCat(Quoted(spec.name), ": ", name, " got ",
+                                                  Quoted(text), ", want ", param->range)),
+          absl::StrCat("params.", name));
     }
     params.values_[name] = text;
   }
@@ -147,8 +147,8 @@ absl::StatusOr<StageSpec> ParseStageSpec(absl::string_view text) {
         spec.params.emplace(std::string(pair.first), bare ? "true" : std::string(pair.second))
             .second;
     if (!fresh) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          Quoted(spec.name), ": parameter ", Quoted(pair.first), " got twice, want once"));
+      return absl::InvalidArgumentError(absl::StrCat(Quoted(spec.name), ": parameter ",
+                                                     Quoted(pair.first), " got twice, want once"));
     }
   }
   return spec;

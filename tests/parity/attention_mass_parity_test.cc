@@ -26,10 +26,9 @@ TEST(AttentionMassParity, EveryBackendMatchesRefForEverySwitch) {
           .value_norm = (switches & 2) != 0,
           .log = (switches & 4) != 0};
       SCOPED_TRACE(switches);
-      ExpectScoreParity(spec.layers, spec.kv_heads, spec.tokens,
-                        [&](Backend& backend, ScoreView scores) {
-                          return backend.AttentionMass(args, scores);
-                        });
+      ExpectScoreParity(
+          spec.layers, spec.kv_heads, spec.tokens,
+          [&](Backend& backend, ScoreView scores) { return backend.AttentionMass(args, scores); });
     }
   }
 }

@@ -16,12 +16,9 @@ using support::HostKv;
 using support::HostKvSpec;
 
 const std::vector<CodecSpec> kCodecs = {
-    {CodecId::kRaw16, 0},
-    {CodecId::kI8t, 0},
-    {CodecId::kI8t, kFlagHadamard},
-    {CodecId::kI8t, kFlagHadamard | kFlagRopeMean},
-    {CodecId::kLm4, kFlagHadamard},
-    {CodecId::kLm4, kFlagHadamard | kFlagRopeMean},
+    {CodecId::kRaw16, 0},           {CodecId::kI8t, 0},
+    {CodecId::kI8t, kFlagHadamard}, {CodecId::kI8t, kFlagHadamard | kFlagRopeMean},
+    {CodecId::kLm4, kFlagHadamard}, {CodecId::kLm4, kFlagHadamard | kFlagRopeMean},
 };
 
 // ParitySpecs and every form of the rotation: base matrices on runs of 2, 4, 8, 16 and 32, blocks
@@ -58,7 +55,6 @@ void Spoil(HostKv& kv) {
   }
 }
 
-
 TEST(EncodeParity, EveryBackendWritesTheSameBytesAndCounts) {
   for (const HostKvSpec& spec : CodecSpecs()) {
     HostKv kv = support::RandomKv(spec, 51);
@@ -69,8 +65,7 @@ TEST(EncodeParity, EveryBackendWritesTheSameBytesAndCounts) {
     const RotationTable rotation =
         support::RotationOf(layout, static_cast<int32_t>(spec.head_dim / 2 - 1), spec.tokens);
     std::vector<Float16> mean;
-    for (const float x :
-         support::RandomFloats(spec.layers * spec.kv_heads * spec.head_dim, 52)) {
+    for (const float x : support::RandomFloats(spec.layers * spec.kv_heads * spec.head_dim, 52)) {
       mean.push_back(FromFloat<Float16>(x));
     }
     for (const CodecSpec& codec : kCodecs) {

@@ -37,10 +37,9 @@ struct MomentInput {
 };
 
 void ExpectMomentParity(const HostKvSpec& spec, const ExpectedAttentionArgs& args) {
-  ExpectScoreParity(spec.layers, spec.kv_heads, spec.tokens,
-                    [&](Backend& backend, ScoreView scores) {
-                      return backend.ExpectedAttention(args, scores);
-                    });
+  ExpectScoreParity(
+      spec.layers, spec.kv_heads, spec.tokens,
+      [&](Backend& backend, ScoreView scores) { return backend.ExpectedAttention(args, scores); });
 }
 
 TEST(ExpectedAttentionParity, EveryBackendMatchesRefOnEveryLayout) {

@@ -8,10 +8,9 @@ namespace kvern::support {
 namespace {
 
 void ExpectKeyDiffParity(const HostKvSpec& spec, const KeyDiffArgs& args) {
-  ExpectScoreParity(spec.layers, spec.kv_heads, spec.tokens,
-                    [&](Backend& backend, ScoreView scores) {
-                      return backend.KeyDiff(args, scores);
-                    });
+  ExpectScoreParity(
+      spec.layers, spec.kv_heads, spec.tokens,
+      [&](Backend& backend, ScoreView scores) { return backend.KeyDiff(args, scores); });
 }
 
 TEST(KeyDiffParity, EveryBackendMatchesRefOnEveryLayout) {

@@ -30,8 +30,8 @@ inline void ForEachBackend(absl::FunctionRef<void(Backend&)> run) {
     }
   }
   for (const BackendOptions& options : variants) {
-    SCOPED_TRACE(absl::StrCat(options.name, "/", options.instruction_set,
-                              " threads=", options.threads));
+    SCOPED_TRACE(
+        absl::StrCat(options.name, "/", options.instruction_set, " threads=", options.threads));
     absl::StatusOr<std::unique_ptr<Backend>> backend = MakeBackend(options);
     ASSERT_TRUE(backend.ok()) << backend.status().ToString();
     run(**backend);
@@ -73,8 +73,8 @@ inline std::vector<float> ExpectScoreParity(
   ForEachBackend([&](Backend& backend) {
     GuardedBuffer<float> output(initial.Size());
     if (initial.data != nullptr) std::copy_n(initial.data, initial.Size(), output.data());
-    const absl::Status status = op(
-        backend, DenseView(output.data(), initial.shape[0], initial.shape[1], initial.shape[2]));
+    const absl::Status status =
+        op(backend, DenseView(output.data(), initial.shape[0], initial.shape[1], initial.shape[2]));
     ASSERT_TRUE(status.ok()) << status.ToString();
     EXPECT_TRUE(output.Intact()) << "write past the output";
     if (!have_ref) {

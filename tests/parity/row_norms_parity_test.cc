@@ -9,10 +9,9 @@ TEST(RowNormsParity, EveryBackendMatchesRefOnEveryLayout) {
   for (const HostKvSpec& spec : ParitySpecs()) {
     SCOPED_TRACE(Describe(spec));
     const HostKv rows = RandomKv(spec, /*seed=*/7);
-    ExpectScoreParity(spec.layers, spec.kv_heads, spec.tokens,
-                      [&](Backend& backend, ScoreView norms) {
-                        return backend.RowNorms(rows.refs(), norms);
-                      });
+    ExpectScoreParity(
+        spec.layers, spec.kv_heads, spec.tokens,
+        [&](Backend& backend, ScoreView norms) { return backend.RowNorms(rows.refs(), norms); });
   }
 }
 

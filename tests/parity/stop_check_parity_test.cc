@@ -51,9 +51,8 @@ TEST_F(StopCheckParity, TriAttention) {
   args.u = DenseView(u.data(), 1, 2, 1, 16);
   args.w = DenseView(u.data(), 1, 2, 8);
   args.candidates = MaskOf(spec_, mask_);
-  ExpectStops([&](Backend& backend, ScoreView scores) {
-    return backend.TriAttention(args, scores);
-  });
+  ExpectStops(
+      [&](Backend& backend, ScoreView scores) { return backend.TriAttention(args, scores); });
 }
 
 TEST_F(StopCheckParity, ExpectedAttention) {
@@ -66,9 +65,8 @@ TEST_F(StopCheckParity, ExpectedAttention) {
   args.factors = DenseView(moments.data(), 1, 2, 0, 16);
   args.diagonal = DenseView(moments.data(), 1, 2, 16);
   args.counted = MaskOf(spec_, mask_);
-  ExpectStops([&](Backend& backend, ScoreView scores) {
-    return backend.ExpectedAttention(args, scores);
-  });
+  ExpectStops(
+      [&](Backend& backend, ScoreView scores) { return backend.ExpectedAttention(args, scores); });
 }
 
 TEST_F(StopCheckParity, WindowAttention) {
@@ -76,9 +74,8 @@ TEST_F(StopCheckParity, WindowAttention) {
   WindowAttentionArgs args;
   args.keys = keys_.refs();
   args.queries = DenseView(queries.data(), 1, 2, 3, 16);
-  ExpectStops([&](Backend& backend, ScoreView scores) {
-    return backend.WindowAttention(args, scores);
-  });
+  ExpectStops(
+      [&](Backend& backend, ScoreView scores) { return backend.WindowAttention(args, scores); });
 }
 
 TEST_F(StopCheckParity, RowsOfScores) {

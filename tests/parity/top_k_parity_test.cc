@@ -21,7 +21,12 @@ struct Shape {
 std::vector<float> ScoresOf(int64_t count, int kind, std::mt19937_64& random) {
   std::vector<float> scores = support::RandomFloats(count, random());
   if (kind == 0) return scores;
-  const float few[] = {0.0f, -0.0f, 1.0f, -1.0f, 0.5f, std::numeric_limits<float>::quiet_NaN(),
+  const float few[] = {0.0f,
+                       -0.0f,
+                       1.0f,
+                       -1.0f,
+                       0.5f,
+                       std::numeric_limits<float>::quiet_NaN(),
                        std::numeric_limits<float>::infinity(),
                        -std::numeric_limits<float>::infinity()};
   for (float& score : scores) {

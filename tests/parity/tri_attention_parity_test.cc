@@ -30,10 +30,9 @@ struct TriInput {
 };
 
 void ExpectTriParity(const HostKvSpec& spec, const TriAttentionArgs& args) {
-  ExpectScoreParity(spec.layers, spec.kv_heads, spec.tokens,
-                    [&](Backend& backend, ScoreView scores) {
-                      return backend.TriAttention(args, scores);
-                    });
+  ExpectScoreParity(
+      spec.layers, spec.kv_heads, spec.tokens,
+      [&](Backend& backend, ScoreView scores) { return backend.TriAttention(args, scores); });
 }
 
 TEST(TriAttentionParity, EveryBackendMatchesRefOnEveryLayout) {

@@ -22,10 +22,9 @@ struct WindowInput {
 };
 
 void ExpectWindowParity(const HostKvSpec& spec, const WindowAttentionArgs& args) {
-  ExpectScoreParity(spec.layers, spec.kv_heads, spec.tokens,
-                    [&](Backend& backend, ScoreView scores) {
-                      return backend.WindowAttention(args, scores);
-                    });
+  ExpectScoreParity(
+      spec.layers, spec.kv_heads, spec.tokens,
+      [&](Backend& backend, ScoreView scores) { return backend.WindowAttention(args, scores); });
 }
 
 TEST(WindowAttentionParity, EveryBackendMatchesRefOnEveryLayout) {

@@ -47,9 +47,9 @@ inline PackedCase PlanRows(LayerRefs rows, const KeepList& keep, CodecSpec codec
         row.first_slot = slot;
         row.tokens = std::min<int64_t>(kPackedBlockTokens, count - slot);
         row.byte_offset = packed.bytes;
-        packed.bytes += AlignUp(
-            BlockBytes(codec.id, rows[layer].dtype, row.tokens, rows[layer].head_dim),
-            kPackedBlockAlign);
+        packed.bytes +=
+            AlignUp(BlockBytes(codec.id, rows[layer].dtype, row.tokens, rows[layer].head_dim),
+                    kPackedBlockAlign);
         packed.table.push_back(row);
       }
     }

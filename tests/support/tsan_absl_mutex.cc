@@ -1,5 +1,5 @@
-// Tells ThreadSanitizer what the distribution's uninstrumented absl::Mutex does: the real call runs,
-// and the order it makes is declared around it. Empty in every other build.
+// Tells ThreadSanitizer what the distribution's uninstrumented absl::Mutex does: the real call
+// runs, and the order it makes is declared around it. Empty in every other build.
 #if defined(__SANITIZE_THREAD__)
 
 #include <dlfcn.h>

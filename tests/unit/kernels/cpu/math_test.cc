@@ -1,4 +1,6 @@
 // The vector formulas give the bits of the scalar ones, for the instruction set of the build.
+#include "kernels/base/math.h"
+
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -6,7 +8,6 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kernels/base/math.h"
 #include "kernels/cpu/targets.h"
 // After targets.h, which says what is built.
 #include "kernels/cpu/math-inl.h"
@@ -36,9 +37,22 @@ namespace {
 // 16 n values with every edge among them.
 std::vector<double> Arguments() {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  std::vector<double> values = {0.0,    -0.0,   1.0,       -1.0,       -708.0, -708.1,
-                                709.0,  709.1,  kInfinity, -kInfinity, 1e-310, std::nan(""),
-                                0x1p-1022, 0x1.fffffffffffffp1023, 0.70710678118654752, 1e300};
+  std::vector<double> values = {0.0,
+                                -0.0,
+                                1.0,
+                                -1.0,
+                                -708.0,
+                                -708.1,
+                                709.0,
+                                709.1,
+                                kInfinity,
+                                -kInfinity,
+                                1e-310,
+                                std::nan(""),
+                                0x1p-1022,
+                                0x1.fffffffffffffp1023,
+                                0.70710678118654752,
+                                1e300};
   std::mt19937_64 random(1);
   std::uniform_real_distribution<double> wide(-750.0, 750.0);
   for (int i = 0; i < 32000; ++i) values.push_back(wide(random));

@@ -22,8 +22,8 @@ TEST(SelectThreshold, EqualsSorting) {
       for (const int64_t k : {size_t{1}, (count + 1) / 2, count}) {
         const Threshold threshold = SelectThreshold(keys, k);
         const uint32_t want = sorted[k - 1];
-        const int64_t above = std::count_if(keys.begin(), keys.end(),
-                                            [&](uint32_t key) { return key > want; });
+        const int64_t above =
+            std::count_if(keys.begin(), keys.end(), [&](uint32_t key) { return key > want; });
         EXPECT_EQ(threshold.key, want);
         EXPECT_EQ(threshold.taken, k - above);
         EXPECT_EQ(threshold.equal, std::count(keys.begin(), keys.end(), want));

@@ -59,8 +59,7 @@ TEST(Decode, ReadsNibblesInTheDocumentedOrder) {
   const uint32_t word = 0xFEDCBA98u;
   std::memcpy(packed.data(), &word, sizeof(word));
   PutScale(packed, 16, FromFloat<Float16>(2.0f));
-  const HostKv out =
-      DecodeOne(OneToken(CodecId::kLm4, kFlagHadamard), packed, DType::kF32, 8);
+  const HostKv out = DecodeOne(OneToken(CodecId::kLm4, kFlagHadamard), packed, DType::kF32, 8);
   std::vector<float> want(8);
   const int coordinates[8] = {0, 2, 4, 6, 1, 3, 5, 7};
   for (int nibble = 0; nibble < 8; ++nibble) {

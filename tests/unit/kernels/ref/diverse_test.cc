@@ -23,9 +23,7 @@ class Alpha {
  public:
   Alpha(std::vector<float> scores, const std::vector<std::vector<float>>& values)
       : scores_(std::move(scores)),
-        kv_({.dtype = DType::kF32,
-             .tokens = static_cast<int64_t>(values.size()),
-             .head_dim = 8}),
+        kv_({.dtype = DType::kF32, .tokens = static_cast<int64_t>(values.size()), .head_dim = 8}),
         ones_(scores_.size(), 1),
         zeros_(scores_.size(), 0) {
     for (size_t token = 0; token < values.size(); ++token) {
@@ -135,8 +133,8 @@ std::vector<int32_t> NaivePicks(const std::vector<float>& scores,
       for (const int32_t pick : picks) most = std::max(most, cosine(i, pick));
       return scores[i] - lambda * most;
     };
-    const auto best = std::max_element(
-        left.begin(), left.end(), [&](int32_t a, int32_t b) { return gain(a) < gain(b); });
+    const auto best = std::max_element(left.begin(), left.end(),
+                                       [&](int32_t a, int32_t b) { return gain(a) < gain(b); });
     picks.push_back(*best);
     left.erase(best);
   }

@@ -57,9 +57,7 @@ struct Problem {
     args.factors =
         DenseView(static_cast<const double*>(full.data()), 1, kGroup, kHeadDim, kHeadDim);
   }
-  double& Entry(int64_t g, int64_t i, int64_t j) {
-    return full[(g * kHeadDim + i) * kHeadDim + j];
-  }
+  double& Entry(int64_t g, int64_t i, int64_t j) { return full[(g * kHeadDim + i) * kHeadDim + j]; }
   double Covariance(int64_t g, int64_t i, int64_t j) const {
     double sum = i == j ? diagonal[g * kHeadDim + i] : 0.0;
     for (int64_t r = 0; r < kRank; ++r) {

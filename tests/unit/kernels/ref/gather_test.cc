@@ -21,7 +21,7 @@ using support::KeepEvery;
 using support::RandomKv;
 using support::TileLayout;
 
-const HostKvSpec kSource = {DType::kBF16, 2, 2, 50, 24, 16, TileLayout::kHeadMajor,
+const HostKvSpec kSource = {DType::kBF16,          2, 2, 50, 24, 16, TileLayout::kHeadMajor,
                             BlockOrder::kShuffled, {}};
 
 GatherArgs ArgsOf(const HostKv& in, const HostKv& out, const KeepList& keep) {

@@ -51,8 +51,8 @@ TEST(KeyDiff, IsTheNegativeCosineWithTheMeanUnitKey) {
   for (const double x : anchor) anchor_square += x * x;
   const std::vector<float> scores = KeyDiffScores(keys, alive, nullptr);
   for (int64_t token = 0; token < spec.tokens; ++token) {
-    const double cosine = dot(token, [&](int64_t d) { return anchor[d]; }) / norm(token) /
-                          std::sqrt(anchor_square);
+    const double cosine =
+        dot(token, [&](int64_t d) { return anchor[d]; }) / norm(token) / std::sqrt(anchor_square);
     EXPECT_NEAR(scores[token], -cosine, 1e-6) << token;
   }
 }

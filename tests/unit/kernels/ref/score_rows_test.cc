@@ -44,9 +44,9 @@ TEST(ZScore, IsZeroWithoutSpread) {
 }
 
 TEST(ZScore, LeavesOutWhatIsNotFinite) {
-  EXPECT_THAT(ZScored({1, kNaN, 3, kInf}, {1, 1, 1, 1}),
-              ElementsAre(FloatEq(-1), NanSensitiveFloatEq(kNaN), FloatEq(1),
-                          NanSensitiveFloatEq(kNaN)));
+  EXPECT_THAT(
+      ZScored({1, kNaN, 3, kInf}, {1, 1, 1, 1}),
+      ElementsAre(FloatEq(-1), NanSensitiveFloatEq(kNaN), FloatEq(1), NanSensitiveFloatEq(kNaN)));
 }
 
 TEST(ZScore, KeepsItsDigitsUnderALargeOffset) {
@@ -66,9 +66,9 @@ Row Blended(BlendKind kind, Row scores, Row into) {
 }
 
 TEST(Blend, TakesTheLargerAndPassesNaN) {
-  EXPECT_THAT(Blended(BlendKind::kMax, {1, 5, kNaN, 1}, {2, 3, 1, kNaN}),
-              ElementsAre(FloatEq(2), FloatEq(5), NanSensitiveFloatEq(kNaN),
-                          NanSensitiveFloatEq(kNaN)));
+  EXPECT_THAT(
+      Blended(BlendKind::kMax, {1, 5, kNaN, 1}, {2, 3, 1, kNaN}),
+      ElementsAre(FloatEq(2), FloatEq(5), NanSensitiveFloatEq(kNaN), NanSensitiveFloatEq(kNaN)));
 }
 
 TEST(Blend, AddsAndPassesNaN) {
@@ -127,9 +127,9 @@ TEST_F(AttentionMassTest, WeighsByTheValue) {
 
 TEST_F(AttentionMassTest, FloorsTheLogarithmOfNoMass) {
   args_.log = true;
-  EXPECT_THAT(Scores(), ElementsAre(FloatNear(std::log(2.0f), 1e-6f),
-                                    FloatNear(std::log(0.5f), 1e-6f),
-                                    FloatNear(std::log(1e-30f), 1e-4f)));
+  EXPECT_THAT(Scores(),
+              ElementsAre(FloatNear(std::log(2.0f), 1e-6f), FloatNear(std::log(0.5f), 1e-6f),
+                          FloatNear(std::log(1e-30f), 1e-4f)));
 }
 
 }  // namespace

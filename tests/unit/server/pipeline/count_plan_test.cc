@@ -63,8 +63,8 @@ TEST(PlanCounts, FloorsRatiosAsTheyWereWritten) {
     int64_t tokens;
     double ratio;
     int32_t kept;
-  } rows[] = {{1000, 0.1, 100}, {30, 0.1, 3},     {1000, 0.3, 300}, {4096, 0.25, 1024},
-              {4097, 0.5, 2048}, {7, 0.5, 3}, {10, 0.29, 2}, {100, 1.0, 100}};
+  } rows[] = {{1000, 0.1, 100},  {30, 0.1, 3}, {1000, 0.3, 300}, {4096, 0.25, 1024},
+              {4097, 0.5, 2048}, {7, 0.5, 3},  {10, 0.29, 2},    {100, 1.0, 100}};
   for (const auto& row : rows) {
     ToySequence sequence({.layers = 2, .tokens = row.tokens});
     ResolvedPolicy policy = MakePolicy(KeepRatioBudget{row.ratio});
@@ -92,8 +92,8 @@ TEST(PlanCounts, KeepsTheSinksAndSaysSoAtBudgetZero) {
 
 TEST(PlanCounts, IsEmptyForEmptySequences) {
   ToySequence sequence({.tokens = 0});
-  for (const Budget& budget : {Budget(TokenBudget{0}), Budget(KeepRatioBudget{0.5}),
-                               Budget(ByteBudget{0})}) {
+  for (const Budget& budget :
+       {Budget(TokenBudget{0}), Budget(KeepRatioBudget{0.5}), Budget(ByteBudget{0})}) {
     ResolvedPolicy policy = MakePolicy(budget);
     SetCodecs("lm4+rm", "lm4", &policy);
     const CountPlan plan = Plan(sequence, policy);
@@ -191,10 +191,12 @@ TEST(PackedBytes, CountsBlocksRowsAndTheMeanKey) {
 
 TEST(PlanPackedTable, AgreesWithPackedBytesAndCoversEverySlotOnce) {
   std::mt19937 random(5);
-  const char* codecs[][2] = {{"lm4+rm", "lm4"}, {"i8t+rm", "lm4"}, {"i8t", "i8t"}, {"raw16", "lm4"},
-                             {"lm4+rm", "raw16"}};
+  const char* codecs[][2] = {
+      {"lm4+rm", "lm4"}, {"i8t+rm", "lm4"}, {"i8t", "i8t"}, {"raw16", "lm4"}, {"lm4+rm", "raw16"}};
   for (int round = 0; round < 200; ++round) {
-    ToySequence sequence({.layers = 3, .kv_heads = 2, .tokens = 400,
+    ToySequence sequence({.layers = 3,
+                          .kv_heads = 2,
+                          .tokens = 400,
                           .dtype = round % 2 == 0 ? DType::kBF16 : DType::kF32});
     ResolvedPolicy policy = MakePolicy(std::nullopt);
     SetCodecs(codecs[round % 5][0], codecs[round % 5][1], &policy);
@@ -226,8 +228,8 @@ TEST(PlanPackedTable, KeepsSinksRawInBothRolesAndKeysFirst) {
   int64_t total = 0;
   const auto table = PlanPackedTable(sequence.input(), policy, {80}, &total);
   ASSERT_EQ(table.size(), 6u);
-  const int64_t want[6][4] = {{0, 0, 0, 4},  {0, 1, 4, 64}, {0, 1, 68, 12},
-                              {1, 0, 0, 4},  {1, 5, 4, 64}, {1, 5, 68, 12}};
+  const int64_t want[6][4] = {{0, 0, 0, 4}, {0, 1, 4, 64}, {0, 1, 68, 12},
+                              {1, 0, 0, 4}, {1, 5, 4, 64}, {1, 5, 68, 12}};
   for (size_t row = 0; row < 6; ++row) {
     EXPECT_THAT((std::vector<int64_t>{table[row].role, table[row].codec, table[row].first_slot,
                                       table[row].tokens}),

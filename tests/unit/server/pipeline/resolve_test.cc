@@ -20,8 +20,7 @@ using ::testing::IsEmpty;
 
 constexpr uint16_t kRope = kNeedsRope;
 constexpr uint16_t kCalibrated = kNeedsRope | kNeedsCentres | kNeedsSensitivity | kNeedsMoments;
-constexpr char kDefaultScorers[] =
-    "max(expected_attention:log=true,rank=8, keydiff:unrotate=true)";
+constexpr char kDefaultScorers[] = "max(expected_attention:log=true,rank=8, keydiff:unrotate=true)";
 
 Availability Inline(uint16_t inputs) { return {.source = Source::kInline, .inputs = inputs}; }
 Availability Paged(uint16_t inputs) { return {.source = Source::kPaged, .inputs = inputs}; }
@@ -66,8 +65,7 @@ TEST(Resolve, TakesTheUncalibratedRowWithoutSensitivity) {
 }
 
 TEST(Resolve, TakesEvict50ForPagedCopiesThatNameNoPolicy) {
-  for (const Placement placement :
-       {Placement::kDefault, Placement::kCopyTo, Placement::kCompact}) {
+  for (const Placement placement : {Placement::kDefault, Placement::kCopyTo, Placement::kCompact}) {
     Policy asked;
     asked.placement = placement;
     const ResolvedPolicy policy = Resolved(asked, Paged(kCalibrated));
@@ -179,8 +177,7 @@ TEST(Resolve, ReplacesThePresetsScorerByAProfile) {
   EXPECT_EQ(policy.ScorerText(), "keydiff:unrotate=true");
   Policy text;
   text.profile = "text";
-  EXPECT_EQ(Resolved(text, Inline(kCalibrated)).ScorerText(),
-            "expected_attention:log=true,rank=8");
+  EXPECT_EQ(Resolved(text, Inline(kCalibrated)).ScorerText(), "expected_attention:log=true,rank=8");
   EXPECT_THAT(Refusal(text, Inline(kRope)),
               HasSubstr("FAILED_PRECONDITION/INPUT_MISSING policy.profile: "
                         "expected_attention:log=true,rank=8 needs query_moments"));
@@ -321,9 +318,19 @@ TEST(Resolve, RefusesNumbersOutOfRange) {
 
 TEST(Resolve, AnswersEveryGarbageWithAShortMessage) {
   std::mt19937 random(23);
-  const std::string words[] = {"",      "balanced", "evict50", "topk",   "uniform",   "key_norm",
-                               "lm4+rm", "i8t",     "text",    "sensitivity", "snapkv",
-                               std::string(10000, 'x'), std::string(300, '\xFE')};
+  const std::string words[] = {"",
+                               "balanced",
+                               "evict50",
+                               "topk",
+                               "uniform",
+                               "key_norm",
+                               "lm4+rm",
+                               "i8t",
+                               "text",
+                               "sensitivity",
+                               "snapkv",
+                               std::string(10000, 'x'),
+                               std::string(300, '\xFE')};
   const double numbers[] = {0, 0.5, 1, -1, 1e300, std::nan("")};
   const auto word = [&] { return words[random() % std::size(words)]; };
   const auto stage = [&] {

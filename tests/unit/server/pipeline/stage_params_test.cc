@@ -71,8 +71,8 @@ TEST(StageParams, NamesWhatItKnowsWhenAParameterIsUnknown) {
 
 TEST(StageParams, RefusesValuesThatLeaveTheirRange) {
   const std::pair<const char*, const char*> bad[] = {
-      {"window", "0"},   {"window", "4097"}, {"window", "x"},   {"window", "99999999999999999999"},
-      {"power", "-0.1"}, {"power", "4.01"},  {"power", "nan"},  {"power", "inf"},
+      {"window", "0"},   {"window", "4097"}, {"window", "x"},  {"window", "99999999999999999999"},
+      {"power", "-0.1"}, {"power", "4.01"},  {"power", "nan"}, {"power", "inf"},
       {"power", ""},     {"log", "1"},       {"rank", "FULL"}, {"rank", "full|1..64"},
       {"window", "1.5"}};
   for (const auto& [name, value] : bad) {
