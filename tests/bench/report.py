@@ -14,10 +14,11 @@ def quantiles(rounds, counter):
 
 def machine(context):
     flags = set(re.findall(r"\w+", pathlib.Path("/proc/cpuinfo").read_text()))
-    known = [flag for flag in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile") if flag in flags]
-    return (f"{context['num_cpus']} vCPU at {context['mhz_per_cpu'] / 1000:.1f} GHz, "
-            f"{', '.join(known)}; kernels ran {context['instruction_set']}; load at the start "
-            f"{context['load_avg'][0] if context['load_avg'] else '?':.2f}")
+    names = ("avx2", "fma", "avx512f", "avx512_bf16", "amx_tile", "asimd", "sve")
+    known = [name for name in names if name in flags]
+    load = f"{context['load_avg'][0]:.2f}" if context["load_avg"] else "unknown"
+    return (f"{context['num_cpus']} vCPU, {', '.join(known)}; kernels ran "
+            f"{context['instruction_set']}; load at the start {load}")
 
 
 def work_row(name, rounds):
@@ -25,12 +26,14 @@ def work_row(name, rounds):
     wall = np.median([one["wall_ms"] for one in rounds])
     floor_mib = rounds[0]["floor_mib"]
     floor_x = rounds[0]["floor_x"]
-    gbps = floor_mib * 1.048576 / wall
-    cells = [name, f"{wall:.2f}", f"{floor_mib:.1f}", f"{gbps:.2f}", f"**{middle:.2f}** [{low:.2f}–{high:.2f}]",
-             f"{quantiles(rounds, 'x_read_cpu')[1]:.2f}", f"{100 * floor_x / middle:.0f} %",
-             f"{np.median([one['tokens_per_s'] for one in rounds]) / 1e6:.2f}",
-             f"{np.median([one['allocations'] for one in rounds]):.0f}"]
-    return cells
+    cpu = quantiles(rounds, "x_read_cpu")[1]
+    # MiB per ms is 1.048576 GB per s.
+    return [name, f"{wall:.2f}", f"{floor_mib:.1f}", f"{floor_mib * 1.048576 / wall:.2f}",
+            f"**{middle:.2f}** [{low:.2f}–{high:.2f}]", f"{cpu:.2f}",
+            f"{100 * floor_x / middle:.0f} %",
+            f"{100 * floor_x / cpu:.0f} %",
+            f"{np.median([one['tokens_per_s'] for one in rounds]) / 1e6:.2f}",
+            f"{np.median([one['allocations'] for one in rounds]):.0f}"]
 
 
 def table(title, header, rows):
@@ -49,7 +52,8 @@ def main():
         if run.get("error_occurred"):
             failed.append(f"{run['name']}: {run['error_message']}")
             continue
-        groups.setdefault(run["run_name"].split("/iterations:")[0].split("/repeats:")[0], []).append(run)
+        name = run["run_name"].split("/iterations:")[0]
+        groups.setdefault(name, []).append(run)
     print(machine(report["context"]))
     for threads in ("1", "2"):
         rows, reads = [], []
@@ -62,8 +66,8 @@ def main():
         if rows:
             low, middle, high = np.percentile(reads, [10, 50, 90])
             table(f"{threads} thread(s); stream read {middle:.1f} GB/s [{low:.1f}–{high:.1f}]",
-                  ["work", "ms", "floor MiB", "GB/s of floor", "x read", "x read, CPU time",
-                   "of stream read", "M tokens/s", "allocations"], rows)
+                  ["work", "ms", "floor MiB", "GB/s", "x read", "x read, CPU time",
+                   "of stream read", "the same, CPU time", "M tokens/s", "allocations"], rows)
     calls = [[name.partition("/")[2], str(runs[0]["iterations"])] +
              [f"{runs[0][key]:.0f}" for key in ("min_us", "p50_us", "p99_us")]
              for name, runs in groups.items() if name.startswith("rpc/")]
