@@ -47,6 +47,9 @@ absl::Status WriteCompressedFile(const std::string& path, const CacheFile& sourc
   file.tensors = source.Contents().tensors;
   file.metadata = source.Contents().metadata;
   for (const char* name : kStale) file.tensors.erase(name);
+  // Renumbered: the next position moved, and with it what the last queries were turned by.
+  const int64_t next_position = compressed.result.num_logical_tokens();
+  if (next_position != source.LogicalTokens()) file.tensors.erase("q_window");
   const std::vector<int64_t> slots = {shape.layers, shape.kv_heads, shape.tokens};
   file.tensors["positions"] = {"I32", slots, AsBytes(compressed.positions)};
   file.tensors["kept_indices"] = {"I32", slots, AsBytes(compressed.kept)};
@@ -68,7 +71,7 @@ absl::Status WriteCompressedFile(const std::string& path, const CacheFile& sourc
   file.metadata["kv_heads"] = absl::StrCat(shape.kv_heads);
   file.metadata["head_dim"] = absl::StrCat(shape.head_dim);
   file.metadata["dtype"] = Name(shape.dtype);
-  file.metadata["logical_tokens"] = absl::StrCat(source.LogicalTokens());
+  file.metadata["logical_tokens"] = absl::StrCat(next_position);
   file.metadata["source_tokens"] = absl::StrCat(compressed.source_tokens);
   return WriteSafetensorsFile(path, file, progress);
 }

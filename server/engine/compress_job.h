@@ -84,6 +84,7 @@ struct SequenceResult {
   uint64_t epoch = 0;
   int64_t logical_tokens = 0;
   int64_t physical_tokens = 0;
+  int64_t dropped_tokens = 0;  // logical ones before the call - physical
   std::vector<uint32_t> block_ids;
   std::vector<uint32_t> freed_block_ids;
   uint64_t next_slot = 0;

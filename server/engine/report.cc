@@ -79,6 +79,7 @@ void DescribeSource(const BoundSource& source, SequenceResult* result) {
   result->dtype = source.dtype;
   result->logical_tokens = source.input.logical_tokens;
   result->physical_tokens = shape.tokens;
+  result->dropped_tokens = result->logical_tokens - shape.tokens;
   result->source_tokens_total = source.TotalTokens();
   result->bytes_before = pipeline::BytesBefore(source.input);
   result->bytes_after = result->bytes_before;
@@ -95,11 +96,19 @@ void DescribePolicy(const pipeline::ResolvedPolicy& policy, SequenceResult* resu
   result->warnings.insert(result->warnings.end(), policy.warnings.begin(), policy.warnings.end());
 }
 
+int64_t NextPosition(const BoundSource& source, const pipeline::ResolvedPolicy& policy,
+                     const pipeline::KeepPlan& plan) {
+  const bool renumbers = policy.positions == pipeline::PositionMode::kRenumber;
+  return renumbers ? plan.max_kept : source.input.logical_tokens;
+}
+
 void DescribePlan(const BoundSource& source, const pipeline::ResolvedPolicy& policy,
                   const pipeline::KeepPlan& plan, SequenceResult* result) {
   const std::vector<int32_t>& counts = plan.counts.counts;
   result->max_kept = plan.max_kept;
   result->physical_tokens = plan.max_kept;
+  result->dropped_tokens = source.input.logical_tokens - plan.max_kept;
+  result->logical_tokens = NextPosition(source, policy, plan);
   result->shape_class = plan.shape_class;
   result->kept_counts = counts;
   result->lengths = LengthsOf(plan, source.input.KvHeads());
@@ -130,8 +139,9 @@ SequenceResult Refused(const SequenceResult& result) {
   SequenceResult refused;
   refused.sequence_id = result.sequence_id;
   refused.epoch = result.epoch;
-  refused.logical_tokens = result.logical_tokens;
+  refused.logical_tokens = result.physical_tokens + result.dropped_tokens;  // as before the call
   refused.physical_tokens = refused.tokens = result.tokens;
+  refused.dropped_tokens = refused.logical_tokens - result.tokens;
   refused.layers = result.layers;
   refused.kv_heads = result.kv_heads;
   refused.head_dim = result.head_dim;

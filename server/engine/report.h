@@ -14,7 +14,10 @@ namespace kvern::engine {
 
 void DescribeSource(const BoundSource& source, SequenceResult* result);
 void DescribePolicy(const pipeline::ResolvedPolicy& policy, SequenceResult* result);
-// Counts, planned bytes, kept mass and warnings.
+// Where positions continue after the plan: renumbered ones at the kept count.
+int64_t NextPosition(const BoundSource& source, const pipeline::ResolvedPolicy& policy,
+                     const pipeline::KeepPlan& plan);
+// Counts, planned bytes, next position, kept mass and warnings.
 void DescribePlan(const BoundSource& source, const pipeline::ResolvedPolicy& policy,
                   const pipeline::KeepPlan& plan, SequenceResult* result);
 // Measured bytes and errors of result->packed, where there is one.

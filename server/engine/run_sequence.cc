@@ -81,6 +81,9 @@ class SequenceRun {
   absl::Status CheckEpoch();
   absl::Status Decide();
   bool IsIdentity() const;
+  SlotOwner Owner() const {
+    return {call_.model.id, source_->paged->pool, source_->Shape().Rows()};
+  }
   absl::Status CheckShape(ShapeClass shape) const;
   absl::Status CheckResponse();
   absl::Status Plan();
@@ -109,6 +112,7 @@ absl::Status SequenceRun::CheckEpoch() {
   if (source_->paged != nullptr) {
     KVERN_ASSIGN_OR_RETURN(remembered_,
                            call_.workplace.remembered.Look(job_.sequence_id, job_.epoch));
+    if (remembered_ != nullptr && remembered_->owner != Owner()) remembered_ = nullptr;
     return absl::OkStatus();
   }
   const bool stale = source_->stored != nullptr && job_.epoch < source_->stored->Info().epoch;
@@ -167,6 +171,7 @@ bool SequenceRun::IsIdentity() const {
   // Bytes that are to lie elsewhere are not where they should be yet.
   if (policy_.placement == Placement::kToStore && source_->stored == nullptr) return false;
   if (policy_.positions == PositionMode::kKeepLogical) return true;
+  if (input.logical_tokens != input.Tokens()) return false;
   const int64_t rows = input.per_head_positions ? source_->Shape().Rows() : 1;
   const int64_t tokens = input.Tokens();
   for (int64_t at = 0; at < rows * tokens; ++at) {
@@ -272,6 +277,7 @@ absl::Status SequenceRun::Publish() {
   if (source_->paged != nullptr) {
     call_.workplace.remembered.Remember(job_.sequence_id, epoch, slots_);
   }
+  if (source_->stored != nullptr) call_.workplace.store.Touch(source_->stored->Info().id);
   result_.epoch = epoch;
   // What is published stands, so an error set here has nothing left to undo.
   const absl::Status late = Hit(Failpoint::kAfterPublish);
@@ -296,7 +302,7 @@ void SequenceRun::DescribeSlots() {
   // 0, 1, 2, ... is the default and needs no memory.
   if (positions.logical_tokens == tokens && !positions.per_head) return;
   slots_ = std::make_shared<RememberedSlots>(RememberedSlots{
-      std::move(positions.values), positions.per_head, tokens, positions.logical_tokens});
+      std::move(positions.values), positions.per_head, tokens, positions.logical_tokens, Owner()});
 }
 
 // All that needs memory is done before the first byte moves.
@@ -359,7 +365,7 @@ SequenceResult RunSequence(CallRun* call, size_t index) {
   SequenceResult result;
   result.sequence_id = job.sequence_id;
   result.epoch = job.epoch;
-  result.logical_tokens = job.logical_tokens;
+  result.logical_tokens = result.dropped_tokens = job.logical_tokens;
   result.queue_us = call->queue_us;
   result.preset = (job.policy.has_value() ? *job.policy : call->job.policy).preset;
   SequenceRun run(call, index, &result);

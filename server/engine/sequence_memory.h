@@ -15,6 +15,14 @@
 
 namespace kvern::engine {
 
+// Whose slots they were: an id may come back with another pool or model.
+struct SlotOwner {
+  std::string model;
+  std::string pool;
+  int64_t rows = 0;  // layers * kv_heads
+  bool operator==(const SlotOwner&) const = default;
+};
+
 // Positions of the slots a sequence held after its last call. Tokens that the frontend appends
 // since continue at next_position.
 struct RememberedSlots {
@@ -22,6 +30,7 @@ struct RememberedSlots {
   bool per_head = false;
   int64_t tokens = 0;  // of the longest row
   int64_t next_position = 0;
+  SlotOwner owner = {};
 };
 
 // Thread-safe. Holds the most recently used sequences, by number and by bytes of positions; a

@@ -55,6 +55,8 @@ SlotPositions Extend(const RememberedSlots& remembered, const SlotShape& shape) 
     appended = ExtendRow(remembered.positions.data(), remembered.tokens, remembered.next_position,
                          std::span(positions.values));
   } else {
+    KVERN_CHECK(static_cast<int64_t>(remembered.positions.size()) ==
+                shape.Rows() * remembered.tokens);
     positions.values.assign(shape.Rows() * shape.tokens, -1);
     for (int64_t row = 0; row < shape.Rows(); ++row) {
       const int64_t more =

@@ -28,7 +28,7 @@ struct SlotPositions {
 };
 
 // Extends what is remembered over the tokens that were appended since, or cuts it to a sequence
-// that was rolled back.
+// that was rolled back. Of as many rows as were remembered.
 SlotPositions Extend(const RememberedSlots& remembered, const SlotShape& shape);
 // 0, 1, 2, ...
 SlotPositions Consecutive(const SlotShape& shape);

@@ -106,7 +106,7 @@ absl::Status BindPaged(const PagedSource& paged, const SourceTables& tables,
 
 absl::Status BindStored(const StoredSource& stored, const SourceTables& tables,
                         const RegisteredModel& model, BoundSource* source) {
-  KVERN_ASSIGN_OR_RETURN(source->stored, tables.store.Find(stored.sequence));
+  KVERN_ASSIGN_OR_RETURN(source->stored, tables.store.Peek(stored.sequence));
   const memory::StoredInfo& info = source->stored->Info();
   if (info.model != model.id || info.kv_heads != model.spec.kv_heads ||
       info.head_dim != model.spec.head_dim) {

@@ -9,6 +9,7 @@
 #include "kernels/base/status_macros.h"
 #include "server/engine/failpoint.h"
 #include "server/engine/placement.h"
+#include "server/engine/report.h"
 
 namespace kvern::engine {
 namespace {
@@ -33,7 +34,7 @@ StoredInfo InfoOf(const Placing& placing) {
   info.kv_heads = source.input.model->kv_heads;
   info.head_dim = source.input.model->head_dim;
   info.num_tokens = placing.plan.max_kept;
-  info.logical_tokens = source.input.logical_tokens;
+  info.logical_tokens = NextPosition(source, placing.policy, placing.plan);
   info.epoch = placing.job.epoch + 1;
   if (!EqualCounts(placing.plan.counts.counts)) info.lengths = placing.plan.counts.counts;
   SlotPositions positions = Shared({placing.plan.kept_positions, true, 0}, placing.plan.max_kept);
@@ -44,12 +45,29 @@ StoredInfo InfoOf(const Placing& placing) {
   return info;
 }
 
+// A paged sequence may renew what an earlier call stored of it: that one holds the epoch which that
+// call answered, so it is this job's.
+bool Renews(const Placing& placing, const StoredInfo& earlier) {
+  return placing.source.stored == nullptr && earlier.epoch == placing.job.epoch &&
+         earlier.model == placing.model;
+}
+
+// The mean of the first packing stays the sequence's (ruling 12); empty when there is none.
+std::vector<Float16> FrozenMean(const Placing& placing, const Store& store,
+                                const StoredInfo& info) {
+  const auto earlier = store.Peek(info.id);
+  if (!earlier.ok() || !Renews(placing, (*earlier)->Info())) return {};
+  if ((*earlier)->Info().layer_indices != info.layer_indices) return {};
+  return (*earlier)->Info().mean_key;
+}
+
 absl::StatusOr<std::shared_ptr<StoredSequence>> WritePacked(const Placing& placing, Store& store,
                                                             StoredInfo info,
                                                             SequenceResult* result) {
+  const std::vector<Float16> frozen = FrozenMean(placing, store, info);
   KVERN_ASSIGN_OR_RETURN(
       pipeline::PackedKv packed,
-      pipeline::Pack(placing.backend, placing.source.input, placing.policy, placing.plan, {}));
+      pipeline::Pack(placing.backend, placing.source.input, placing.policy, placing.plan, frozen));
   info.table = packed.table;
   info.mean_key = packed.mean_key;
   const auto block_bytes = static_cast<int64_t>(packed.blocks.size());
@@ -80,8 +98,6 @@ absl::StatusOr<std::shared_ptr<StoredSequence>> WriteDense(const Placing& placin
   return stored;
 }
 
-// A paged sequence may renew what an earlier call stored of it: that one holds the epoch which that
-// call answered, so it is this job's.
 absl::Status Publish(const Placing& placing, Store& store,
                      std::shared_ptr<StoredSequence> sequence) {
   KVERN_RETURN_IF_ERROR(Hit(Failpoint::kBeforeStoreCommit));
@@ -89,9 +105,8 @@ absl::Status Publish(const Placing& placing, Store& store,
     return store.Publish(std::move(sequence), Store::Commit::kReplace,
                          placing.source.stored->Info().epoch);
   }
-  const auto earlier = store.Find(sequence->Info().id);
-  const bool renews = earlier.ok() && (*earlier)->Info().epoch == placing.job.epoch &&
-                      (*earlier)->Info().model == sequence->Info().model;
+  const auto earlier = store.Peek(sequence->Info().id);
+  const bool renews = earlier.ok() && Renews(placing, (*earlier)->Info());
   return store.Publish(std::move(sequence), renews ? Store::Commit::kReplace : Store::Commit::kNew,
                        placing.job.epoch);
 }

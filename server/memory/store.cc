@@ -126,6 +126,8 @@ class PagedStore final : public Store {
   absl::Status Publish(std::shared_ptr<StoredSequence> sequence, Commit commit,
                        uint64_t replace_epoch) override;
   absl::StatusOr<std::shared_ptr<StoredSequence>> Find(const std::string& id) override;
+  absl::StatusOr<std::shared_ptr<StoredSequence>> Peek(const std::string& id) const override;
+  void Touch(const std::string& id) override;
   std::vector<std::shared_ptr<StoredSequence>> List() const override;
   bool Delete(const std::string& id) override;
   bool Release(const std::string& id) override;
@@ -291,6 +293,15 @@ absl::StatusOr<std::shared_ptr<StoredSequence>> PagedStore::Find(const std::stri
   entry->second.used_at = ++clock_;
   return entry->second.sequence;
 }
+
+absl::StatusOr<std::shared_ptr<StoredSequence>> PagedStore::Peek(const std::string& id) const {
+  const absl::MutexLock lock(&mutex_);
+  const auto entry = entries_.find(id);
+  if (entry == entries_.end()) return Unknown(id);
+  return entry->second.sequence;
+}
+
+void PagedStore::Touch(const std::string& id) { Find(id).IgnoreError(); }
 
 std::vector<std::shared_ptr<StoredSequence>> PagedStore::List() const {
   const absl::MutexLock lock(&mutex_);

@@ -78,6 +78,10 @@ class Store {
 
   // Errors: NotFound/SEQUENCE_UNKNOWN. Marks it used now and not released.
   virtual absl::StatusOr<std::shared_ptr<StoredSequence>> Find(const std::string& id) = 0;
+  // The same, but only looks. Held, it cannot be evicted; a caller that succeeds marks it by Touch.
+  virtual absl::StatusOr<std::shared_ptr<StoredSequence>> Peek(const std::string& id) const = 0;
+  // Marks it used now and not released; nothing when unknown.
+  virtual void Touch(const std::string& id) = 0;
   virtual std::vector<std::shared_ptr<StoredSequence>> List() const = 0;
   virtual bool Delete(const std::string& id) = 0;
   // Lets it be evicted. False when unknown.

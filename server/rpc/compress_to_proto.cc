@@ -93,7 +93,7 @@ void SequenceToProto(const engine::SequenceResult& result, v1::SequenceResult* o
   out->set_epoch(result.epoch);
   out->set_num_logical_tokens(result.logical_tokens);
   out->set_num_physical_tokens(result.physical_tokens);
-  out->set_num_dropped_tokens(result.logical_tokens - result.physical_tokens);
+  out->set_num_dropped_tokens(result.dropped_tokens);
   out->mutable_block_ids()->Add(result.block_ids.begin(), result.block_ids.end());
   out->mutable_freed_block_ids()->Add(result.freed_block_ids.begin(), result.freed_block_ids.end());
   out->set_next_slot(result.next_slot);

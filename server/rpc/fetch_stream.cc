@@ -60,7 +60,7 @@ void FetchStream::Begin(const v1::FetchSequenceRequest& request) {
 absl::Status FetchStream::Open(const v1::FetchSequenceRequest& request) {
   KVERN_ASSIGN_OR_RETURN(const std::string id,
                          ParseName(request.name(), Collection::kSequences, FieldPath("name")));
-  KVERN_ASSIGN_OR_RETURN(sequence_, deps_.engine->Store().Find(id));
+  KVERN_ASSIGN_OR_RETURN(sequence_, deps_.engine->Store().Peek(id));
   const memory::StoredInfo& info = sequence_->Info();
   decode_ = request.decode() && sequence_->Packed();
   if (sequence_->Packed() && !decode_) {
@@ -98,6 +98,7 @@ void FetchStream::SendHeader() {
   } else {
     header->set_dense_bytes(parts_.front().bytes);
   }
+  deps_.engine->Store().Touch(info.id);
   // From here on: before, it is the client that waits.
   timer_.emplace(absl::Seconds(deps_.GetLimits().idle_stream_seconds),
                  [weak = std::weak_ptr<FetchStream>(self_)] {

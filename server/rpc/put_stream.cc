@@ -92,7 +92,7 @@ absl::StatusOr<AppendStream::Next> AppendStream::OnMessage(v1::AppendSequenceReq
 
 absl::Status AppendStream::OnHeader(const v1::AppendHeader& header) {
   KVERN_ASSIGN_OR_RETURN(const Append append, FromProto(header, deps_.GetLimits()));
-  KVERN_ASSIGN_OR_RETURN(before_, deps_.engine->Store().Find(append.id));
+  KVERN_ASSIGN_OR_RETURN(before_, deps_.engine->Store().Peek(append.id));
   KVERN_ASSIGN_OR_RETURN(memory::StoredInfo info, AfterAppend(*before_, append, deps_.GetLimits()));
   KVERN_ASSIGN_OR_RETURN(sequence_, deps_.engine->Store().AllocateDense(std::move(info)));
   upload_.emplace(DenseBytes(Views(*sequence_, Side::kKeys), append.tokens),

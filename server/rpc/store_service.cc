@@ -72,9 +72,7 @@ absl::Status StoreService::Get(const v1::GetSequenceRequest& request,
                          ParseName(request.name(), Collection::kSequences, FieldPath("name")));
   memory::Store& store = deps_.engine->Store();
   const bool released = store.IsReleased(id);
-  KVERN_ASSIGN_OR_RETURN(const std::shared_ptr<memory::StoredSequence> sequence, store.Find(id));
-  // Finding takes a release back; looking should not.
-  if (released) store.Release(id);
+  KVERN_ASSIGN_OR_RETURN(const std::shared_ptr<memory::StoredSequence> sequence, store.Peek(id));
   ToProto(*sequence, StoredState{.released = released, .detail = Detail::kFull},
           response->mutable_sequence());
   return absl::OkStatus();

@@ -186,6 +186,8 @@ TEST_F(CommandLinePolicy, RenumbersPositionsAndTurnsTheKeysWithThem) {
   const std::vector<float> inv_freq = source.Floats("inv_freq");
   ASSERT_EQ(kept.size(), 8 * 3 * 512);
   ASSERT_EQ(positions.size(), kept.size());
+  EXPECT_EQ(result.file->Contents().Metadata("logical_tokens"), "512");
+  EXPECT_FALSE(result.file->Has("q_window"));  // turned by positions that are gone
   double worst = 0;
   for (size_t i = 0; i < kept.size(); ++i) {
     const int32_t slot = static_cast<int32_t>(i % 512);

@@ -151,6 +151,24 @@ TEST_F(EngineTest, RemembersPositionsPerHeadAndExtendsThemByAppendedTokens) {
   }
 }
 
+TEST_F(EngineTest, TakesNoPositionsThatWereRememberedOfAnotherPool) {
+  AddPool("narrow", [](memory::PoolSpec* spec) { spec->layers.resize(1); });
+  SequenceJob sequence = Paged("a");
+  PagedOf(sequence).pool = "narrow";
+  ASSERT_EQ(RunOne(KeyNorm(6, Placement::kCompact), sequence).outcome, Outcome::kApplied);
+  sequence.epoch = 1;
+  PagedOf(sequence).pool = "pool";  // twice the rows
+  PagedOf(sequence).block_ids = {9, 3};
+  PagedOf(sequence).num_tokens = 6;
+  const SequenceResult result = RunOne(KeyNorm(6, Placement::kIndicesOnly), sequence);
+  ASSERT_EQ(result.outcome, Outcome::kNoop) << result.status;
+  EXPECT_EQ(result.logical_tokens, 6);
+  ASSERT_EQ(result.positions.size(), static_cast<size_t>(kLayers * kKvHeads * 6));
+  for (size_t at = 0; at < result.positions.size(); ++at) {
+    EXPECT_EQ(result.positions[at], static_cast<int32_t>(at % 6));
+  }
+}
+
 TEST_F(EngineTest, AnswersAReplayWithoutRunningAgain) {
   CompressJob job = Job(KeyNorm(6, Placement::kCompact), {Paged("a")});
   job.request_id = "r1";

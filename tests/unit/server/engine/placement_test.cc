@@ -132,6 +132,51 @@ TEST_F(PlacementTest, RenumberedKeysAreThoseOfTheShorterPrompt) {
   for (size_t at = 0; at < result.positions.size(); ++at) {
     EXPECT_EQ(result.positions[at], static_cast<int32_t>(at % 6));
   }
+  EXPECT_EQ(result.logical_tokens, 6);
+  EXPECT_EQ(result.dropped_tokens, 12);
+  SequenceJob longer = Paged("a");
+  longer.epoch = 1;
+  PagedOf(longer).block_ids = {20, 21};
+  PagedOf(longer).destination_block_ids.clear();
+  PagedOf(longer).num_tokens = 7;
+  EXPECT_EQ(RunOne(KeyNorm(7, Placement::kIndicesOnly), longer).logical_tokens, 7);
+}
+
+TEST_F(PlacementTest, RenumberedStoredSequencesContinueAtTheirKeptCount) {
+  pipeline::Policy policy = KeyNorm(12, Placement::kToStore);
+  policy.positions = pipeline::PositionMode::kRenumber;
+  ASSERT_EQ(RunOne(policy, Paged("kept")).logical_tokens, 12);
+  EXPECT_EQ((*engine_->Store().Peek("kept"))->Info().logical_tokens, 12);
+  SequenceJob stored;
+  stored.sequence_id = "any";
+  stored.epoch = 1;
+  stored.source = StoredSource{"kept"};
+  policy.budget = pipeline::TokenBudget{8};
+  const SequenceResult result = RunOne(policy, stored);
+  ASSERT_EQ(result.outcome, Outcome::kApplied) << result.status;
+  EXPECT_EQ(result.logical_tokens, 8);
+  EXPECT_EQ(result.dropped_tokens, 4);
+  EXPECT_EQ((*engine_->Store().Peek("kept"))->Info().logical_tokens, 8);
+}
+
+TEST_F(PlacementTest, RefusedRenumberingLeavesTheNextPosition) {
+  pipeline::Policy policy = KeyNorm(12, Placement::kToStore);
+  policy.positions = pipeline::PositionMode::kRenumber;
+  SetFailpoint(Failpoint::kBeforeStoreCommit, FailAction::kError);
+  const SequenceResult result = RunOne(policy, Paged("kept"));
+  EXPECT_EQ(result.outcome, Outcome::kFailed);
+  EXPECT_EQ(result.logical_tokens, 18);
+  EXPECT_EQ(result.dropped_tokens, 0);
+}
+
+TEST_F(PlacementTest, RenumberingMovesTheNextPositionEvenWhenAllTokensStay) {
+  SequenceJob sequence = Paged("a");
+  sequence.logical_tokens = 40;
+  pipeline::Policy policy = KeyNorm(18, Placement::kCompact);
+  policy.positions = pipeline::PositionMode::kRenumber;
+  const SequenceResult result = RunOne(policy, sequence);
+  EXPECT_EQ(result.outcome, Outcome::kApplied) << result.status;
+  EXPECT_EQ(result.logical_tokens, 18);
 }
 
 TEST_F(PlacementTest, IndicesOnlyMovesNothingAndKeepsTheEpoch) {
@@ -214,6 +259,45 @@ TEST_F(PlacementTest, StoresAPagedSequencePackedAndDecodesIt) {
   again.epoch = 1;
   again.source = StoredSource{"kept"};
   EXPECT_EQ(ReasonOf(RunOne(KeyNorm(5, Placement::kToStore), again).status), "SEQUENCE_PACKED");
+}
+
+TEST_F(PlacementTest, KeepsTheMeanKeyOfTheFirstPackingWhenItIsRenewed) {
+  pipeline::Policy policy = KeyNorm(10, Placement::kToStore);
+  policy.k_codec = "i8t+rm";
+  policy.v_codec = "i8t";
+  ASSERT_EQ(RunOne(policy, Paged("kept")).outcome, Outcome::kApplied);
+  const std::vector<Float16> mean = (*engine_->Store().Peek("kept"))->Info().mean_key;
+  ASSERT_FALSE(mean.empty());
+  const auto bits = [](const std::vector<Float16>& values) {
+    return std::string(reinterpret_cast<const char*>(values.data()), 2 * values.size());
+  };
+  FillPool(/*seed=*/8);
+  SequenceJob renewed = Paged("kept");
+  renewed.epoch = 1;
+  const SequenceResult result = RunOne(policy, renewed);
+  ASSERT_EQ(result.outcome, Outcome::kApplied) << result.status;
+  const auto after = *engine_->Store().Peek("kept");
+  EXPECT_EQ(after->Info().epoch, 2u);
+  EXPECT_EQ(bits(after->Info().mean_key), bits(mean));
+  ASSERT_EQ(RunOne(policy, Paged("other")).outcome, Outcome::kApplied);
+  EXPECT_NE(bits((*engine_->Store().Peek("other"))->Info().mean_key), bits(mean));
+}
+
+TEST_F(PlacementTest, TakesAReleaseBackOnlyWhenItSucceeds) {
+  ASSERT_EQ(RunOne(KeyNorm(12, Placement::kToStore), Paged("kept")).outcome, Outcome::kApplied);
+  ASSERT_TRUE(engine_->Store().Release("kept"));
+  SequenceJob stored;
+  stored.sequence_id = "any";
+  stored.source = StoredSource{"kept"};
+  EXPECT_EQ(ReasonOf(RunOne(KeyNorm(8, Placement::kDefault), stored).status), "EPOCH_MISMATCH");
+  stored.epoch = 1;
+  CompressJob plan = Job(KeyNorm(8, Placement::kDefault), {stored});
+  plan.validate_only = true;
+  EXPECT_EQ(engine_->CompressAndWait(plan)->results[0].outcome, Outcome::kApplied);
+  EXPECT_EQ(RunOne(KeyNorm(8, Placement::kToStore), Paged("kept")).outcome, Outcome::kFailed);
+  EXPECT_TRUE(engine_->Store().IsReleased("kept"));
+  EXPECT_EQ(RunOne(KeyNorm(8, Placement::kIndicesOnly), stored).outcome, Outcome::kApplied);
+  EXPECT_FALSE(engine_->Store().IsReleased("kept"));
 }
 
 TEST_F(PlacementTest, ReplacesAStoredSequenceByItsEpoch) {

@@ -187,6 +187,21 @@ TEST(Store, EvictsTheLeastRecentlyUsedReleasedSequenceWhenFull) {
   EXPECT_FALSE(store->IsReleased("a"));  // finding it uses it
 }
 
+TEST(Store, PeekingNeitherTakesAReleaseBackNorCountsAsUse) {
+  const auto store = MakeStore(2);
+  for (const char* id : {"a", "b"}) {
+    ASSERT_TRUE(Put(*store, id).ok());
+    store->Release(id);
+  }
+  ASSERT_TRUE(store->Peek("a").ok());
+  EXPECT_TRUE(store->IsReleased("a"));
+  EXPECT_EQ(ReasonOf(store->Peek("x").status()), "SEQUENCE_UNKNOWN");
+  ASSERT_TRUE(Put(*store, "c").ok());
+  EXPECT_FALSE(store->Peek("a").ok());  // still the least recently used
+  store->Touch("b");
+  EXPECT_FALSE(store->IsReleased("b"));
+}
+
 TEST(Store, NeverEvictsWhatIsNotReleasedOrIsHeld) {
   const auto store = MakeStore(2);
   ASSERT_TRUE(Put(*store, "a").ok());

@@ -27,6 +27,7 @@ engine::SequenceResult Applied() {
   result.kept = {0, 3, 1, -1};
   result.kept_counts = {2, 1};
   result.shape_class = pipeline::ShapeClass::kS4;
+  result.dropped_tokens = 60;
   result.k_error = 0.5;
   result.preset = "balanced";
   result.dtype = DType::kF16;
