@@ -1,19 +1,10 @@
-// A lock file decides who owns a path: it dies with its holder, which a socket file does not.
+// gRPC binds where it is told; who may tell it is settled before.
 #include "server/main/listeners.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -22,31 +13,6 @@
 
 namespace kvern {
 namespace {
-
-// True when somebody accepts connections there.
-bool IsLive(const std::string& path) {
-  const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return false;
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
-  const bool live = connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
-  close(fd);
-  return live;
-}
-
-absl::Status MakeDirectory(const std::string& path) {
-  const std::filesystem::path directory = std::filesystem::path(path).parent_path();
-  std::error_code error;
-  if (std::filesystem::exists(directory, error)) return absl::OkStatus();
-  std::filesystem::create_directories(directory, error);
-  if (!error) {
-    std::filesystem::permissions(directory, static_cast<std::filesystem::perms>(0750), error);
-  }
-  if (!error) return absl::OkStatus();
-  return absl::InternalError(absl::StrCat("cannot make the directory ", directory.string(), ": ",
-                                          error.message(), "; choose another with --listen"));
-}
 
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -60,27 +26,12 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SocketClaim>> SocketClaim::Take(const std::string& path) {
-  KVERN_RETURN_IF_ERROR(MakeDirectory(path));
-  const std::string lock_path = path + ".lock";
-  const int lock_fd = open(lock_path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0640);
-  if (lock_fd < 0) {
-    return absl::InternalError(absl::StrCat("cannot open ", lock_path, ": ", std::strerror(errno)));
-  }
-  const bool locked = flock(lock_fd, LOCK_EX | LOCK_NB) == 0;
-  if (!locked || IsLive(path)) {
-    close(lock_fd);
-    return absl::FailedPreconditionError(absl::StrCat(
-        "another server listens on ", path, "; stop it, or choose another socket with --listen"));
-  }
-  unlink(path.c_str());
-  return std::unique_ptr<SocketClaim>(new SocketClaim(path, lock_fd));
+  KVERN_ASSIGN_OR_RETURN(std::unique_ptr<memory::SocketPath> claim,
+                         memory::SocketPath::Claim(path));
+  return std::unique_ptr<SocketClaim>(new SocketClaim(std::move(claim)));
 }
 
-SocketClaim::~SocketClaim() {
-  unlink(path_.c_str());
-  unlink((path_ + ".lock").c_str());
-  close(lock_fd_);
-}
+SocketClaim::~SocketClaim() { unlink(claim_->Path().c_str()); }
 
 std::string SiblingSocket(const std::string& path, const std::string& what) {
   if (absl::EndsWith(path, ".sock")) {

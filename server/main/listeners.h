@@ -4,28 +4,28 @@
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
 #include "grpcpp/security/server_credentials.h"
 #include "server/main/config.h"
+#include "server/memory/socket_path.h"
 
 namespace kvern {
 
 // The right to a Unix socket path: gRPC would unlink and take over a live server's socket, so the
-// path is claimed first. Holds a lock file beside it; releases and removes both at the end.
+// path is claimed first. Removes the socket and gives up the claim at the end.
 class SocketClaim {
  public:
-  // Creates the directory (0750) where absent. Errors: FailedPrecondition when a live server holds
-  // the path; Internal.
+  // Errors: of memory::SocketPath::Claim.
   static absl::StatusOr<std::unique_ptr<SocketClaim>> Take(const std::string& path);
   ~SocketClaim();
   SocketClaim(const SocketClaim&) = delete;
   SocketClaim& operator=(const SocketClaim&) = delete;
 
  private:
-  SocketClaim(std::string path, int lock_fd) : path_(std::move(path)), lock_fd_(lock_fd) {}
-  const std::string path_;
-  const int lock_fd_;
+  explicit SocketClaim(std::unique_ptr<memory::SocketPath> claim) : claim_(std::move(claim)) {}
+  const std::unique_ptr<memory::SocketPath> claim_;
 };
 
 // "/run/kvern/kvern.sock", "broker" -> "/run/kvern/kvern.broker.sock" (ruling 15).

@@ -2,24 +2,23 @@
 #ifndef KVERN_SERVER_MEMORY_UNIX_LISTENER_H_
 #define KVERN_SERVER_MEMORY_UNIX_LISTENER_H_
 
-#include <sys/types.h>
+#include <sys/stat.h>
 
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/status/statusor.h"
+#include "server/memory/socket_path.h"
 #include "server/memory/unique_fd.h"
 
 namespace kvern::memory {
 
 class UnixListener {
  public:
-  // SOCK_SEQPACKET, non-blocking, mode 0660; makes the parent directory with mode 0750 when absent.
-  // A lock file `path`.lock, held while listening, orders servers that start together. Errors:
-  // InvalidArgument (path too long); FailedPrecondition when a live server or a file that is not a
-  // socket holds the path; Internal.
+  // SOCK_SEQPACKET, non-blocking, mode 0660. Errors: of SocketPath::Claim; Internal.
   static absl::StatusOr<std::unique_ptr<UnixListener>> Open(const std::string& path);
-  // Unlinks the socket if the path still leads to this one, and the lock file.
+  // Unlinks the socket if the path still leads to this one, and gives up the claim.
   ~UnixListener();
   UnixListener(const UnixListener&) = delete;
   UnixListener& operator=(const UnixListener&) = delete;
@@ -27,13 +26,11 @@ class UnixListener {
   int Fd() const { return socket_.Get(); }
 
  private:
-  UnixListener(std::string path, UniqueFd lock, UniqueFd socket)
-      : path_(std::move(path)), lock_(std::move(lock)), socket_(std::move(socket)) {}
-  const std::string path_;
-  UniqueFd lock_;
-  UniqueFd socket_;
-  dev_t device_ = 0;
-  ino_t inode_ = 0;
+  UnixListener(std::unique_ptr<SocketPath> claim, UniqueFd socket, const struct stat& file)
+      : claim_(std::move(claim)), socket_(std::move(socket)), file_(file) {}
+  const std::unique_ptr<SocketPath> claim_;
+  const UniqueFd socket_;
+  const struct stat file_;  // what the path led to when bound
 };
 
 }  // namespace kvern::memory

@@ -6,6 +6,9 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
 
 #include "gtest/gtest.h"
 
@@ -53,6 +56,35 @@ TEST(SocketClaim, RemovesASocketWhoseServerDied) {
   ASSERT_TRUE(SocketClaim::Take(path).ok());
   close(Bind(path, /*listening=*/false));
   EXPECT_TRUE(SocketClaim::Take(path).ok());
+}
+
+TEST(SocketClaim, TakesAFullBacklogForALiveServer) {
+  const std::string path = SocketPath("backlog");
+  ASSERT_TRUE(SocketClaim::Take(path).ok());
+  const int fd = Bind(path, /*listening=*/true);
+  EXPECT_EQ(listen(fd, 0), 0);
+  const int waiting = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, path.c_str(), sizeof(address.sun_path) - 1);
+  EXPECT_EQ(connect(waiting, reinterpret_cast<sockaddr*>(&address), sizeof(address)), 0);
+  EXPECT_EQ(SocketClaim::Take(path).status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(std::filesystem::exists(path));
+  close(waiting);
+  close(fd);
+  unlink(path.c_str());
+}
+
+TEST(SocketClaim, RefusesAFileThatIsNoSocketAndKeepsIt) {
+  const std::string path = SocketPath("file");
+  ASSERT_TRUE(SocketClaim::Take(path).ok());
+  std::ofstream(path) << "precious";
+  EXPECT_EQ(SocketClaim::Take(path).status().code(), absl::StatusCode::kFailedPrecondition);
+  std::string text;
+  std::ifstream(path) >> text;
+  EXPECT_EQ(text, "precious");
+  EXPECT_FALSE(std::filesystem::exists(path + ".lock"));
+  unlink(path.c_str());
 }
 
 TEST(SiblingSocket, StandsBesideTheMainOne) {
