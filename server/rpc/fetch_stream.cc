@@ -9,6 +9,7 @@
 #include "kernels/base/status_macros.h"
 #include "server/rpc/name_from_proto.h"
 #include "server/rpc/resource_to_proto.h"
+#include "server/rpc/response_limit.h"
 
 namespace kvern::rpc {
 namespace {
@@ -97,6 +98,10 @@ void FetchStream::SendHeader() {
     header->set_packed_bytes(parts_.front().bytes);
   } else {
     header->set_dense_bytes(parts_.front().bytes);
+  }
+  if (const absl::Status fits = CheckSendable(message_, deps_.GetLimits()); !fits.ok()) {
+    End(fits);
+    return;
   }
   deps_.engine->Store().Touch(info.id);
   // From here on: before, it is the client that waits.

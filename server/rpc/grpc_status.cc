@@ -37,6 +37,15 @@ static_assert(SameCode(absl::StatusCode::kUnavailable, grpc::UNAVAILABLE));
 static_assert(SameCode(absl::StatusCode::kDataLoss, grpc::DATA_LOSS));
 static_assert(SameCode(absl::StatusCode::kUnauthenticated, grpc::UNAUTHENTICATED));
 
+// Whether the same request may pass later: not one that no limit would ever let through.
+bool WaitingHelps(const absl::Status& status) {
+  if (status.code() != absl::StatusCode::kResourceExhausted || !FieldOf(status).empty()) {
+    return false;
+  }
+  const std::string reason = ReasonOf(status);
+  return reason != "RESPONSE_TOO_LARGE" && reason != "QUOTA";
+}
+
 std::string Message(const absl::Status& status) {
   return std::string(CutUtf8(status.message(), kMaxMessageBytes));
 }
@@ -55,7 +64,7 @@ void AddDetails(const absl::Status& status, google::rpc::Status* out) {
     violation->set_description(out->message());
     out->add_details()->PackFrom(request);
   }
-  if (status.code() == absl::StatusCode::kResourceExhausted) {
+  if (WaitingHelps(status)) {
     google::rpc::RetryInfo retry;
     retry.mutable_retry_delay()->set_nanos(kRetryNanos);
     out->add_details()->PackFrom(retry);

@@ -10,7 +10,8 @@
 namespace kvern::rpc {
 
 // Message cut at 1 KiB; details: ErrorInfo when a reason is attached, BadRequest when a field is,
-// RetryInfo with ResourceExhausted.
+// RetryInfo with a ResourceExhausted that waiting may cure: one without a field (its size is at
+// fault), RESPONSE_TOO_LARGE or QUOTA.
 google::rpc::Status ToProto(const absl::Status& status);
 grpc::Status ToGrpc(const absl::Status& status);
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
 #include "server/rpc/dense_upload.h"
 #include "server/rpc/field_path.h"
@@ -47,8 +48,10 @@ absl::StatusOr<ImportStream::Next> ImportStream::OnMessage(v1::ImportCalibration
   KVERN_RETURN_IF_ERROR(CheckCount(FieldPath("data"), bytes, kMaxChunkBytes, "bytes"));
   const int64_t limit = deps_.GetLimits().calibration_bytes;
   if (bytes > limit - static_cast<int64_t>(bytes_.size())) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("data: got more than ", limit, " bytes, want at most calibration_bytes"));
+    return WithField(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "data: got more than ", limit, " bytes, want at most that (--calibration-bytes)")),
+        "data");
   }
   KVERN_RETURN_IF_ERROR(share_.Take(bytes));
   bytes_ += message->data();

@@ -57,9 +57,11 @@ absl::Status CheckFits(const memory::StoredInfo& old, int64_t added, const Limit
       CheckedProduct({2, static_cast<int64_t>(old.layer_indices.size()), old.kv_heads,
                       old.num_tokens + added, old.head_dim, SizeOf(old.dtype)});
   if (bytes.ok() && *bytes <= limits.store_bytes) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "sequences/", old.id, ": got ", old.num_tokens + added,
-      " tokens after the append, want at most what fits store_bytes ", limits.store_bytes));
+  return WithField(absl::ResourceExhaustedError(
+                       absl::StrCat("sequences/", old.id, ": got ", old.num_tokens + added,
+                                    " tokens after the append, want at most what fits ",
+                                    limits.store_bytes, " bytes (--store-bytes)")),
+                   "header.num_tokens");
 }
 
 }  // namespace

@@ -77,6 +77,11 @@ class SmallLimit : public testing::Test {
     EXPECT_EQ(ReasonOf(status), reason) << status;
     EXPECT_TRUE(client::RetryDelayOf(status).has_value()) << status;
   }
+  static void ExpectNeverFits(const absl::Status& status, const std::string& reason) {
+    EXPECT_EQ(status.code(), StatusCode::kResourceExhausted) << status;
+    EXPECT_EQ(ReasonOf(status), reason) << status;
+    EXPECT_FALSE(client::RetryDelayOf(status).has_value()) << status;
+  }
   static absl::Status Put(const std::string& id, int64_t tokens) {
     v1::StoredSequence header;
     header.set_name("sequences/" + id);
@@ -214,14 +219,14 @@ TEST_F(SmallLimit, OfTheResponseIsResourceExhaustedBeforeBytesMove) {
   EXPECT_TRUE(server_->Compress(request).ok());
   Request large = InlineRequest(250);
   large.mutable_policy()->mutable_budget()->set_tokens(249);
-  ExpectExhausted(server_->Compress(large), "RESPONSE_TOO_LARGE");
+  ExpectNeverFits(server_->Compress(large), "RESPONSE_TOO_LARGE");
 }
 
 TEST_F(SmallLimit, OfCalibrationBytesIsResourceExhausted) {
   const std::string bytes(80 << 10, 'c');
   const auto imported =
       client::ImportCalibration(server_->Client(), std::as_bytes(std::span(bytes)), nullptr);
-  ExpectExhausted(imported.status(), "");
+  ExpectNeverFits(imported.status(), "");
   EXPECT_EQ(server_->Client().ListModels()->calibrations_size(), 0);
 }
 

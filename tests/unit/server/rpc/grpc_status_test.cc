@@ -61,6 +61,15 @@ TEST(GrpcStatus, TellsWhenToRetryAFullServer) {
   EXPECT_GT(retry.retry_delay().nanos(), 0);
 }
 
+TEST(GrpcStatus, PromisesNothingToWhatNeverFits) {
+  const absl::Status full = absl::ResourceExhaustedError("got 2, want at most 1");
+  google::rpc::RetryInfo retry;
+  EXPECT_TRUE(Find(Details(ToGrpc(WithReason(full, "QUEUE_FULL"))), &retry));
+  EXPECT_FALSE(Find(Details(ToGrpc(WithReason(full, "RESPONSE_TOO_LARGE"))), &retry));
+  EXPECT_FALSE(Find(Details(ToGrpc(WithReason(full, "QUOTA"))), &retry));
+  EXPECT_FALSE(Find(Details(ToGrpc(WithField(full, "data"))), &retry));
+}
+
 TEST(GrpcStatus, CutsTheMessageAt1KiBBetweenCharacters) {
   std::string message(1023, 'a');
   message += "\xC3\xA9";
