@@ -96,6 +96,13 @@ std::string DerivedId(const RegisteredModel& model) {
   return absl::StrCat("model-", Sha256Hex(bytes).substr(0, 16));
 }
 
+absl::Status UnknownCalibration() {
+  return WithReason(
+      absl::NotFoundError("calibration: got a name that is not stored, want ImportCalibration "
+                          "first"),
+      "CALIBRATION_UNKNOWN");
+}
+
 // Free text does not make another model.
 bool SameModel(const RegisteredModel& a, const RegisteredModel& b) {
   return a.spec.num_layers == b.spec.num_layers && a.spec.q_heads == b.spec.q_heads &&
@@ -165,6 +172,10 @@ absl::StatusOr<RegisteredModel> ModelRegistry::Register(RegisteredModel model) {
   if (models_.size() >= kMaxModels) {
     return absl::ResourceExhaustedError(
         absl::StrCat("models: got ", models_.size() + 1, ", want at most ", kMaxModels));
+  }
+  // An import may have evicted one since; from here on they are defaults, which stay.
+  for (const std::string& sha256 : model.calibrations) {
+    if (!calibrations_.contains(sha256)) return UnknownCalibration();
   }
   models_.emplace(model.id, std::make_shared<const RegisteredModel>(model));
   return model;
@@ -251,11 +262,7 @@ absl::StatusOr<CalibrationArtifact> ModelRegistry::FindCalibration(
     const std::string& sha256) const {
   absl::MutexLock lock(&mutex_);
   const auto found = calibrations_.find(sha256);
-  if (found == calibrations_.end()) {
-    return WithReason(absl::NotFoundError("calibration: got a name that is not stored, want "
-                                          "ImportCalibration first"),
-                      "CALIBRATION_UNKNOWN");
-  }
+  if (found == calibrations_.end()) return UnknownCalibration();
   used_.splice(used_.end(), used_, std::find(used_.begin(), used_.end(), sha256));
   return found->second;
 }

@@ -3,11 +3,13 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <limits>
+#include <thread>
 
 #include "formats/safetensors.h"
 #include "kernels/base/error_reason.h"
@@ -171,6 +173,38 @@ TEST(ModelRegistry, EvictsTheLeastRecentlyUsedThatNoModelNames) {
   EXPECT_TRUE(registry.Has(names[0]));
   EXPECT_TRUE(registry.Has(names[1]));
   EXPECT_FALSE(registry.Has(names[2]));
+}
+
+TEST(ModelRegistry, KeepsTheDefaultsOfAModelWhateverIsImportedMeanwhile) {
+  Limits limits;
+  limits.calibration_bytes = (3 * 32 + 2) * 4;  // of one
+  ModelRegistry registry(limits);
+  Centres other;
+  other.re[0] = 0.1f;
+  const std::string wanted_file = Centres().File(), other_file = other.File();
+  bool existed = false;
+  const auto wanted = registry.Import(wanted_file, &existed);
+  ASSERT_TRUE(wanted.ok()) << wanted.status();
+  std::atomic<bool> stop = false;
+  std::thread importer([&] {
+    for (bool ignored = false; !stop;) {
+      (void)registry.Import(other_file, &ignored);
+      (void)registry.Import(wanted_file, &ignored);
+    }
+  });
+  RegisteredModel model = Model("m");
+  model.calibrations = {wanted->sha256};
+  for (int i = 0; i < 2000; ++i) {
+    const auto registered = registry.Register(model);
+    if (registered.ok()) {
+      EXPECT_TRUE(registry.Has(wanted->sha256));
+    } else {
+      EXPECT_EQ(ReasonOf(registered.status()), "CALIBRATION_UNKNOWN");
+    }
+    registry.Delete("m");
+  }
+  stop = true;
+  importer.join();
 }
 
 }  // namespace
