@@ -18,7 +18,7 @@ constexpr CodecEntry kCodecs[] = {
      /*takes_rope_mean=*/false},
     {{.name = "i8t",
       .help = "Symmetric int8 with one f16 scale per token and head; H rotates first, rm codes "
-              "keys minus their rotated mean.",
+              "keys minus their rotated mean and needs rope.",
       .params = {}},
      CodecId::kI8t,
      8,
@@ -26,7 +26,7 @@ constexpr CodecEntry kCodecs[] = {
      /*takes_rope_mean=*/true},
     {{.name = "lm4",
       .help = "Hadamard rotation, 16 Lloyd-Max levels (TurboQuant, arXiv 2504.19874), "
-              "norm-matching f16 scale; keys need rm.",
+              "norm-matching f16 scale; keys need rm, rm needs rope.",
       .params = {}},
      CodecId::kLm4,
      4,

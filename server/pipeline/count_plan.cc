@@ -2,6 +2,8 @@
 // what the row holds.
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <memory>
 #include <optional>
 #include <utility>
 
@@ -29,7 +31,7 @@ absl::Status BelowProtected(const std::string& message, absl::string_view field)
 // Rows are (layer, head), layers outermost. Rows of one length share one answer.
 struct Row {
   int64_t length = 0;
-  TokenSpans hard;
+  std::shared_ptr<const TokenSpans> hard;  // one for all rows of one length
   int64_t protected_tokens = 0;
   int64_t pinned = 0;
 };
@@ -39,16 +41,17 @@ class Planner {
   Planner(const SequenceInput& input, const ResolvedPolicy& policy)
       : input_(input), policy_(policy) {
     rows_.reserve(static_cast<size_t>(input.Layers() * input.KvHeads()));
+    std::map<int64_t, Row> of_length;
     for (int64_t layer = 0; layer < input.Layers(); ++layer) {
       for (int64_t head = 0; head < input.KvHeads(); ++head) {
         const int64_t length = RowLength(input, layer, head);
-        if (!rows_.empty() && rows_.back().length == length) {
-          rows_.push_back(rows_.back());
-          continue;
+        const auto [row, is_new] = of_length.try_emplace(length);
+        if (is_new) {
+          auto hard = std::make_shared<const TokenSpans>(HardProtected(input, policy, length));
+          const int64_t count = CountTokens(*hard);
+          row->second = {length, std::move(hard), count, PinnedPrefix(input, policy, length)};
         }
-        TokenSpans hard = HardProtected(input, policy, length);
-        const int64_t count = CountTokens(hard);
-        rows_.push_back({length, std::move(hard), count, PinnedPrefix(input, policy, length)});
+        rows_.push_back(row->second);
       }
     }
   }
@@ -196,7 +199,7 @@ class Planner {
     const int64_t wanted = std::min(
         row.length, std::max(policy_.recent_tokens, FloorShare(policy_.recent_share, budget)));
     if (count < row.protected_tokens) return 0;  // trimmed: nothing is left for the soft ones
-    return static_cast<int32_t>(RecentThatFit(row.hard, row.length, count, wanted));
+    return static_cast<int32_t>(RecentThatFit(*row.hard, row.length, count, wanted));
   }
 
   std::string GrowthWarning(const std::vector<int64_t>& budgets) const {

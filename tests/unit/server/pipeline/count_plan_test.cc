@@ -164,6 +164,16 @@ TEST(PlanCounts, NeverKeepsMoreThanAHeadHas) {
   EXPECT_THAT(Plan(sequence, MakePolicy(std::nullopt)).counts, ElementsAre(200, 50, 120, 3));
 }
 
+TEST(PlanCounts, ProtectsEachHeadByItsOwnLengthWhateverStandsBetween) {
+  ToySequence sequence({.layers = 2, .kv_heads = 2, .tokens = 200});
+  sequence.SetLengths({200, 50, 50, 200});
+  sequence.input().protected_ranges = {{10, 30}, {40, 60}, {100, 120}};
+  ResolvedPolicy policy = MakePolicy(TokenBudget{0});
+  policy.sink_tokens = 4;
+  policy.on_conflict = OnConflict::kGrowBudget;
+  EXPECT_THAT(Plan(sequence, policy).counts, ElementsAre(64, 34, 34, 64));
+}
+
 TEST(PlanCounts, SumsToTheBudgetUnderSensitivity) {
   ToySequence sequence({.layers = 5, .kv_heads = 1, .tokens = 300});
   sequence.SetSensitivity({1, 3, 90, 4, 7});
