@@ -63,7 +63,7 @@ struct ResponseFields {
 
 struct CompressJob {
   std::string request_id;
-  std::string peer;           // identity for replay: "uid:1000", "tcp"
+  std::string peer;           // for replay: "unix" for all of a Unix socket, else the address
   uint64_t request_hash = 0;  // of the request without tensor bytes
   std::string model;          // id
   pipeline::Policy policy;
