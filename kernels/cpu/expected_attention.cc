@@ -35,8 +35,7 @@ QueryMoments TakeMoments(Scratch& scratch, const ExpectedAttentionArgs& args, in
   const int64_t head_dim = args.linear.shape[2];
   const int64_t per_head = 1 + int64_t{args.rank};
   // The full form reads factors as rows, which LaneDots takes eight at a time.
-  TensorView<double, 2> vectors =
-      TakeTile<double>(scratch, size * per_head + kPanelRows, head_dim);
+  TensorView<double, 2> vectors = TakeTile<double>(scratch, size * per_head + kPanelRows, head_dim);
   return {FirstRows(vectors, size * per_head),
           TakeTile<double>(scratch, args.full ? 0 : size, head_dim), size, per_head};
 }

@@ -60,8 +60,8 @@ struct Anchor {
   double* norms;      // [tokens] of the keys, NaN for those not finite
 };
 
-absl::Status FindAnchor(const Runner& runner, KeyChunks& chunks,
-                        TensorView<const uint8_t, 1> alive, Anchor& anchor) {
+absl::Status FindAnchor(const Runner& runner, KeyChunks& chunks, TensorView<const uint8_t, 1> alive,
+                        Anchor& anchor) {
   const int64_t tokens = alive.shape[0];
   int64_t added = 0;
   for (int64_t first = 0; first < tokens; first += kChunkTokens) {

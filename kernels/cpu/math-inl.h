@@ -58,8 +58,7 @@ HWY_INLINE V VectorLog(D d, V x) {
   const V z = hn::Mul(s, s);
   const V series = hn::Mul(z, Horner(d, kLogSeries, z));
   const V half_square = hn::Mul(hn::Mul(hn::Set(d, 0.5), f), f);
-  const V rest =
-      hn::MulAdd(s, hn::Add(half_square, series), hn::Mul(n, hn::Set(d, kLn2Low)));
+  const V rest = hn::MulAdd(s, hn::Add(half_square, series), hn::Mul(n, hn::Set(d, kLn2Low)));
   V result = hn::MulAdd(n, hn::Set(d, kLn2High), hn::Sub(f, hn::Sub(half_square, rest)));
   const V infinity = hn::Set(d, std::numeric_limits<double>::infinity());
   result = hn::IfThenElse(hn::Eq(x, infinity), infinity, result);

@@ -23,10 +23,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // The queries of one query head and what they make of the keys.
 struct QueryWindow {
-  TensorView<float, 2> queries;   // [window, padded head_dim]
-  double* constant;               // [window] <query, reference key>
-  TensorView<float, 2> dots;      // [window, kChunkTokens]
-  TensorView<double, 2> logits;   // [window, padded tokens]
+  TensorView<float, 2> queries;  // [window, padded head_dim]
+  double* constant;              // [window] <query, reference key>
+  TensorView<float, 2> dots;     // [window, kChunkTokens]
+  TensorView<double, 2> logits;  // [window, padded tokens]
 };
 
 // queries: [window, head_dim].
