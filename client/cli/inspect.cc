@@ -19,7 +19,7 @@ namespace {
 constexpr char kExamples[] = R"(Examples:
   kvern inspect small.safetensors
       which tokens each layer and head kept
-  kvern inspect small.safetensors --layer 3
+  kvern inspect small.safetensors --layer 0
       one layer only
 Blank: no token of that stretch was kept; full block: all of them.)";
 

@@ -154,7 +154,9 @@ void AddModels(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
       ->expected(1);
   add(enroll, RegisterModel);
 
-  CLI::App* import = verb->add_subcommand("import", "upload calibrations or query moments");
+  CLI::App* import = verb->add_subcommand("import",
+                                          "upload calibrations or query moments; `register "
+                                          "--calibration` makes them a model's defaults");
   import->add_option("FILE", flags->calibrations, "safetensors files")->required();
   add(import, ImportCalibrations);
 

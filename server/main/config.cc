@@ -141,7 +141,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
   app.config_formatter(std::make_shared<YamlConfig>());
   app.set_config("--config", "", "YAML file of flags, see below");
   app.allow_config_extras(CLI::config_extras_mode::error);
-  app.add_flag("--check-config", check, "Check flags and file, say what is in force, and exit")
+  app.add_flag("--check-config", check, "Check flags, environment and file, and exit")
       ->configurable(false);
   AddServing(app, config, words);
   AddTls(app, config);

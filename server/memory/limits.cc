@@ -13,7 +13,7 @@ constexpr int64_t kGrpcMessageBytes = (int64_t{1} << 31) - 1;  // gRPC counts me
 constexpr LimitField kFields[] = {
     {"inline-bytes", "bytes of keys and values in one inline request", &Limits::inline_bytes, kGiB},
     {"metadata-bytes", "bytes of one call's headers", &Limits::metadata_bytes, 1 << 20},
-    {"pools-per-peer", "registered pools per peer uid", &Limits::pools_per_peer, 4096},
+    {"pools-per-peer", "registered pools per peer", &Limits::pools_per_peer, 4096},
     {"regions-per-pool", "memory regions per pool", &Limits::regions_per_pool, 64},
     {"sequences", "sequences remembered or stored", &Limits::sequences, 1 << 20},
     {"layers", "layers per model", &Limits::layers, 512},

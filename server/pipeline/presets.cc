@@ -15,7 +15,7 @@ constexpr PresetParts kSafe = {.k_codec = "i8t+rm", .v_codec = "i8t"};
 constexpr PresetParts kEvict50 = {.keep_ratio = 0.5};
 
 constexpr Preset kPresets[] = {
-    {"balanced", "A quarter of the bytes, text and retrieval as good as unchanged. The default.",
+    {"balanced", "A quarter of the bytes: quantized first, then evicted. The default.",
      kBalancedCalibrated, kBalanced, /*prefers_calibration=*/true},
     {"safe", "About half of the bytes: 8-bit codes, no token goes.", kSafe, kSafe,
      /*prefers_calibration=*/false},
