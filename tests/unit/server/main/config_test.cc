@@ -13,7 +13,9 @@ namespace {
 using testing::HasSubstr;
 
 std::string WriteFile(const std::string& text) {
-  const std::string path = testing::TempDir() + "kvern_config_test.yaml";
+  // Tests run side by side: a file for each.
+  const std::string path = testing::TempDir() + "kvern_config_" +
+                           testing::UnitTest::GetInstance()->current_test_info()->name() + ".yaml";
   std::ofstream(path) << text;
   return path;
 }
