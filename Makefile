@@ -39,8 +39,8 @@ test: build ## every test: sanitizers, fuzz targets, then the product's own
 	@$(MAKE) --no-print-directory build/asan/build.ninja build/tsan/build.ninja
 	@cmake --build --preset asan -j $(JOBS)
 	@cmake --build --preset tsan -j $(JOBS) --target $(TSAN_TARGETS)
-	@FUZZ_SECONDS=$(FUZZ_SECONDS) ctest --preset asan -j $(JOBS)
-	@ctest --preset tsan -j $(JOBS)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) ctest --preset asan -j $(JOBS) -E '^(tests/golden|lint)'
+	@ctest --preset tsan -j $(JOBS) -R '^tests/(unit/kernels|unit/server/(memory|engine)|parity|integration/serving)/'
 	@ctest --preset cpu -j $(JOBS)
 
 .PHONY: check
