@@ -4,10 +4,9 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 JOBS ?= $(shell nproc)
-# Libraries without gRPC run under ThreadSanitizer as they are; the server as a whole once, with the
-# suppressions of tests/support/tsan-suppressions.txt for the distribution's uninstrumented gRPC.
-TSAN_TARGETS := tests_unit_kernels tests_unit_server_memory tests_unit_server_engine tests_parity \
-  tests_integration_serving
+# The libraries without gRPC: the distribution's gRPC is not instrumented, what it synchronises is
+# invisible.
+TSAN_TARGETS := tests_unit_kernels tests_unit_server_memory tests_unit_server_engine tests_parity
 LINT ?= on
 FUZZ_SECONDS ?= 20
 
@@ -40,7 +39,7 @@ test: build ## every test: sanitizers, fuzz targets, then the product's own
 	@cmake --build --preset asan -j $(JOBS)
 	@cmake --build --preset tsan -j $(JOBS) --target $(TSAN_TARGETS)
 	@FUZZ_SECONDS=$(FUZZ_SECONDS) ctest --preset asan -j $(JOBS) -E '^(tests/golden|lint)'
-	@ctest --preset tsan -j $(JOBS) -R '^tests/(unit/kernels|unit/server/(memory|engine)|parity|integration/serving)/'
+	@ctest --preset tsan -j $(JOBS) -R '^tests/(unit/kernels|unit/server/(memory|engine)|parity)/'
 	@ctest --preset cpu -j $(JOBS)
 
 .PHONY: check
