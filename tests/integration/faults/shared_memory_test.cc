@@ -240,17 +240,17 @@ TEST_F(SharedMemoryTest, SendsNoMoreThanTheWireBoundAllows) {
   }
 }
 
-// A step's cohort of 1000 sequences of 20 blocks: the constant part of the bound is the call's.
+// A step's cohort of 500 sequences of 20 blocks: the constant part of the bound is the call's.
 // Over the stub: the client library repeats in every result what the wire says once.
 TEST_F(SharedMemoryTest, SendsNoMoreThanTheWireBoundAllowsForACohort) {
   const PoolLayout layout =
-      LayersInsideBlocks({.head_dim = 8, .block_tokens = 4, .num_blocks = 30000});
+      LayersInsideBlocks({.head_dim = 8, .block_tokens = 4, .num_blocks = 15000});
   CallCase call = {.blocks = ScatteredBlocks(0, 20, 1, 3), .tokens = 80, .budget = 40};
   call.destination = ScatteredBlocks(20, 10, 1, 4);
   call.asks_kept = false;
   ASSERT_NO_FATAL_FAILURE(MakePool(layout, call));
   v1::CompressCacheRequest request = RequestOf(*pool_, call_);
-  for (int i = 1; i < 1000; ++i) {
+  for (int i = 1; i < 500; ++i) {
     CallCase next = call_;
     next.sequence += "-" + std::to_string(i);
     next.blocks = ScatteredBlocks(30 * i, 20, 1, 3);

@@ -337,7 +337,8 @@ TEST_F(BadCalibration, OfLyingHeadersAndDigestsIsRefused) {
     std::memcpy(lying.data(), &header_bytes, sizeof(header_bytes));
     ExpectRefused(Import(lying), {""});
   }
-  formats::Safetensors other = Centres().File();
+  const Centres centres;  // its file borrows the tensors
+  formats::Safetensors other = centres.File();
   other.metadata["format"] = "kvern-cache/1";
   ExpectRefused(Import(other), {"", StatusCode::kInvalidArgument, "", "format"});
   ExpectRefused(Import(std::string(8, '\0')), {""});
