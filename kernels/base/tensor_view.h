@@ -4,11 +4,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define KVERN_HD __host__ __device__
-#else
-#define KVERN_HD
-#endif
+#include "kernels/base/host_device.h"
 
 namespace kvern {
 

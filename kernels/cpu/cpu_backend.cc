@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "kernels/base/status_macros.h"
 #include "kernels/cpu/attention_mass.h"
 #include "kernels/cpu/decode.h"
 #include "kernels/cpu/diverse.h"
@@ -29,6 +30,13 @@
 
 namespace kvern::cpu {
 namespace {
+
+// Sequence after sequence, up to the first that fails.
+template <class Args, class Op>
+absl::Status ForEach(std::span<const Args> cohort, Op op) {
+  for (const Args& args : cohort) KVERN_RETURN_IF_ERROR(op(args));
+  return absl::OkStatus();
+}
 
 struct TargetName {
   const char* name;
@@ -83,50 +91,77 @@ absl::StatusOr<std::unique_ptr<CpuBackend>> CpuBackend::Make(const std::string& 
   return std::unique_ptr<CpuBackend>(new CpuBackend(wanted, threads));
 }
 
-absl::Status CpuBackend::RowNorms(LayerRefs rows, ScoreView norms) {
-  return cpu::RowNorms(runner_, rows, norms);
+absl::Status CpuBackend::RowNorms(std::span<const RowNormsArgs> cohort) {
+  return ForEach(cohort, [&](const RowNormsArgs& args) {
+    return cpu::RowNorms(runner_, args.rows, args.norms);
+  });
 }
-absl::Status CpuBackend::TriAttention(const TriAttentionArgs& args, ScoreView scores) {
-  return cpu::TriAttention(runner_, args, scores);
+absl::Status CpuBackend::TriAttention(std::span<const TriAttentionArgs> cohort) {
+  return ForEach(cohort, [&](const TriAttentionArgs& args) {
+    return cpu::TriAttention(runner_, args, args.scores);
+  });
 }
-absl::Status CpuBackend::ExpectedAttention(const ExpectedAttentionArgs& args, ScoreView scores) {
-  return cpu::ExpectedAttention(runner_, args, scores);
+absl::Status CpuBackend::ExpectedAttention(std::span<const ExpectedAttentionArgs> cohort) {
+  return ForEach(cohort, [&](const ExpectedAttentionArgs& args) {
+    return cpu::ExpectedAttention(runner_, args, args.scores);
+  });
 }
-absl::Status CpuBackend::WindowAttention(const WindowAttentionArgs& args, ScoreView scores) {
-  return cpu::WindowAttention(runner_, args, scores);
+absl::Status CpuBackend::WindowAttention(std::span<const WindowAttentionArgs> cohort) {
+  return ForEach(cohort, [&](const WindowAttentionArgs& args) {
+    return cpu::WindowAttention(runner_, args, args.scores);
+  });
 }
-absl::Status CpuBackend::KeyDiff(const KeyDiffArgs& args, ScoreView scores) {
-  return cpu::KeyDiff(runner_, args, scores);
+absl::Status CpuBackend::KeyDiff(std::span<const KeyDiffArgs> cohort) {
+  return ForEach(cohort,
+                 [&](const KeyDiffArgs& args) { return cpu::KeyDiff(runner_, args, args.scores); });
 }
-absl::Status CpuBackend::AttentionMass(const AttentionMassArgs& args, ScoreView scores) {
-  return cpu::AttentionMass(runner_, args, scores);
+absl::Status CpuBackend::AttentionMass(std::span<const AttentionMassArgs> cohort) {
+  return ForEach(cohort, [&](const AttentionMassArgs& args) {
+    return cpu::AttentionMass(runner_, args, args.scores);
+  });
 }
-absl::Status CpuBackend::ZScore(MaskView candidates, ScoreView scores) {
-  return cpu::ZScore(runner_, candidates, scores);
+absl::Status CpuBackend::ZScore(std::span<const ZScoreArgs> cohort) {
+  return ForEach(cohort, [&](const ZScoreArgs& args) {
+    return cpu::ZScore(runner_, args.candidates, args.scores);
+  });
 }
-absl::Status CpuBackend::Scale(float factor, ScoreView scores) {
-  return cpu::Scale(runner_, factor, scores);
+absl::Status CpuBackend::Scale(float factor, std::span<const ScoreView> cohort) {
+  return ForEach(cohort, [&](ScoreView scores) { return cpu::Scale(runner_, factor, scores); });
 }
-absl::Status CpuBackend::Blend(BlendKind kind, ConstScoreView scores, ScoreView accumulated) {
-  return cpu::Blend(runner_, kind, scores, accumulated);
+absl::Status CpuBackend::Blend(std::span<const BlendArgs> cohort) {
+  return ForEach(cohort, [&](const BlendArgs& args) {
+    return cpu::Blend(runner_, args.kind, args.scores, args.accumulated);
+  });
 }
-absl::Status CpuBackend::ShareRows(const std::vector<std::vector<int64_t>>& groups,
-                                   GroupReduce reduce, ScoreView scores) {
-  return cpu::ShareRows(runner_, groups, reduce, scores);
+absl::Status CpuBackend::ShareRows(std::span<const ShareRowsArgs> cohort) {
+  return ForEach(cohort, [&](const ShareRowsArgs& args) {
+    return cpu::ShareRows(runner_, *args.groups, args.reduce, args.scores);
+  });
 }
-absl::Status CpuBackend::TopK(const TopKArgs& args, KeepList* keep) {
-  return cpu::TopK(runner_, args, keep);
+absl::Status CpuBackend::HideScores(std::span<const HideScoresArgs> cohort) {
+  return ForEach(cohort,
+                 [&](const HideScoresArgs& args) { return cpu::HideScores(runner_, args); });
 }
-absl::Status CpuBackend::Diverse(const DiverseArgs& args, KeepList* keep) {
-  return cpu::Diverse(runner_, args, keep);
+absl::Status CpuBackend::TopK(std::span<const TopKArgs> cohort) {
+  return ForEach(cohort, [&](const TopKArgs& args) { return cpu::TopK(runner_, args, args.keep); });
 }
-absl::Status CpuBackend::MeanKey(const MeanKeyArgs& args, TensorView<Float16, 3> mean) {
-  return cpu::MeanKey(runner_, args, mean);
+absl::Status CpuBackend::Diverse(std::span<const DiverseArgs> cohort) {
+  return ForEach(cohort,
+                 [&](const DiverseArgs& args) { return cpu::Diverse(runner_, args, args.keep); });
 }
-absl::Status CpuBackend::Encode(const EncodeArgs& args, EncodeCounts* counts) {
-  return cpu::Encode(runner_, args, counts);
+absl::Status CpuBackend::MeanKey(std::span<const MeanKeyArgs> cohort) {
+  return ForEach(cohort,
+                 [&](const MeanKeyArgs& args) { return cpu::MeanKey(runner_, args, args.mean); });
 }
-absl::Status CpuBackend::Decode(const DecodeArgs& args) { return cpu::Decode(runner_, args); }
-absl::Status CpuBackend::Gather(const GatherArgs& args) { return cpu::Gather(runner_, args); }
+absl::Status CpuBackend::Encode(std::span<const EncodeArgs> cohort) {
+  return ForEach(cohort,
+                 [&](const EncodeArgs& args) { return cpu::Encode(runner_, args, args.counts); });
+}
+absl::Status CpuBackend::Decode(std::span<const DecodeArgs> cohort) {
+  return ForEach(cohort, [&](const DecodeArgs& args) { return cpu::Decode(runner_, args); });
+}
+absl::Status CpuBackend::Gather(std::span<const GatherArgs> cohort) {
+  return ForEach(cohort, [&](const GatherArgs& args) { return cpu::Gather(runner_, args); });
+}
 
 }  // namespace kvern::cpu

@@ -8,12 +8,12 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kernels/backend.h"
 #include "kernels/cpu/runner.h"
+#include "kernels/host_backend.h"
 
 namespace kvern::cpu {
 
-class CpuBackend final : public Backend {
+class CpuBackend final : public HostBackend {
  public:
   // `instruction_set`: "auto" or one of InstructionSets(). The choice is process-wide: the backend
   // made last decides for all, so only tests ask for anything but "auto". `threads`: 0 is one per
@@ -26,23 +26,23 @@ class CpuBackend final : public Backend {
   absl::string_view InstructionSet() const override { return instruction_set_; }
   void Bind(const StopCheck* stop) override { runner_.Bind(stop); }
 
-  absl::Status RowNorms(LayerRefs rows, ScoreView norms) override;
-  absl::Status TriAttention(const TriAttentionArgs& args, ScoreView scores) override;
-  absl::Status ExpectedAttention(const ExpectedAttentionArgs& args, ScoreView scores) override;
-  absl::Status WindowAttention(const WindowAttentionArgs& args, ScoreView scores) override;
-  absl::Status KeyDiff(const KeyDiffArgs& args, ScoreView scores) override;
-  absl::Status AttentionMass(const AttentionMassArgs& args, ScoreView scores) override;
-  absl::Status ZScore(MaskView candidates, ScoreView scores) override;
-  absl::Status Scale(float factor, ScoreView scores) override;
-  absl::Status Blend(BlendKind kind, ConstScoreView scores, ScoreView accumulated) override;
-  absl::Status ShareRows(const std::vector<std::vector<int64_t>>& groups, GroupReduce reduce,
-                         ScoreView scores) override;
-  absl::Status TopK(const TopKArgs& args, KeepList* keep) override;
-  absl::Status Diverse(const DiverseArgs& args, KeepList* keep) override;
-  absl::Status MeanKey(const MeanKeyArgs& args, TensorView<Float16, 3> mean) override;
-  absl::Status Encode(const EncodeArgs& args, EncodeCounts* counts) override;
-  absl::Status Decode(const DecodeArgs& args) override;
-  absl::Status Gather(const GatherArgs& args) override;
+  absl::Status RowNorms(std::span<const RowNormsArgs> cohort) override;
+  absl::Status TriAttention(std::span<const TriAttentionArgs> cohort) override;
+  absl::Status ExpectedAttention(std::span<const ExpectedAttentionArgs> cohort) override;
+  absl::Status WindowAttention(std::span<const WindowAttentionArgs> cohort) override;
+  absl::Status KeyDiff(std::span<const KeyDiffArgs> cohort) override;
+  absl::Status AttentionMass(std::span<const AttentionMassArgs> cohort) override;
+  absl::Status ZScore(std::span<const ZScoreArgs> cohort) override;
+  absl::Status Scale(float factor, std::span<const ScoreView> cohort) override;
+  absl::Status Blend(std::span<const BlendArgs> cohort) override;
+  absl::Status ShareRows(std::span<const ShareRowsArgs> cohort) override;
+  absl::Status HideScores(std::span<const HideScoresArgs> cohort) override;
+  absl::Status TopK(std::span<const TopKArgs> cohort) override;
+  absl::Status Diverse(std::span<const DiverseArgs> cohort) override;
+  absl::Status MeanKey(std::span<const MeanKeyArgs> cohort) override;
+  absl::Status Encode(std::span<const EncodeArgs> cohort) override;
+  absl::Status Decode(std::span<const DecodeArgs> cohort) override;
+  absl::Status Gather(std::span<const GatherArgs> cohort) override;
 
  private:
   CpuBackend(std::string instruction_set, int threads)

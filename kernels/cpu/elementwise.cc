@@ -1,6 +1,7 @@
 // One vector operation per score; the last few scores go one by one.
 #include "kernels/cpu/elementwise.h"
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 
@@ -92,6 +93,26 @@ absl::Status Blend(Runner& runner, BlendKind kind, ConstScoreView scores, ScoreV
   return ForEachHead(runner, accumulated.shape, [&](const HeadProblem& problem) {
     return HWY_DYNAMIC_DISPATCH(BlendHead)(problem, kind, scores, accumulated);
   });
+}
+
+// The compiler turns the row into masked stores by itself.
+absl::Status HideScores(Runner& runner, const HideScoresArgs& args) {
+  std::atomic<int64_t> nan_candidates{0};
+  const absl::Status done = ForEachHead(runner, args.scores.shape, [&](const HeadProblem& problem) {
+    KVERN_RETURN_IF_ERROR(problem.runner.Check());
+    const TensorView<float, 1> row = ScoreRow(args.scores, problem);
+    const uint8_t* candidates = args.candidates.At(problem.layer, problem.head);
+    int64_t found = 0;
+    for (int64_t token = 0; token < row.shape[0]; ++token) {
+      const bool candidate = candidates[token * args.candidates.stride[2]] != 0;
+      found += candidate && std::isnan(row(token)) ? 1 : 0;
+      row(token) = candidate ? row(token) : kNoScore;
+    }
+    nan_candidates += found;
+    return absl::OkStatus();
+  });
+  *args.nan_candidates = nan_candidates;
+  return done;
 }
 
 }  // namespace kvern::cpu

@@ -1,4 +1,4 @@
-// Scale and Blend: one score at a time. The contract is Backend's (kernels/backend.h).
+// Scale, Blend and HideScores: one score at a time. The contract is Backend's (kernels/backend.h).
 #ifndef KVERN_KERNELS_CPU_ELEMENTWISE_H_
 #define KVERN_KERNELS_CPU_ELEMENTWISE_H_
 
@@ -9,6 +9,7 @@ namespace kvern::cpu {
 
 absl::Status Scale(Runner& runner, float factor, ScoreView scores);
 absl::Status Blend(Runner& runner, BlendKind kind, ConstScoreView scores, ScoreView accumulated);
+absl::Status HideScores(Runner& runner, const HideScoresArgs& args);
 
 }  // namespace kvern::cpu
 

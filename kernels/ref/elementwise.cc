@@ -49,4 +49,23 @@ absl::Status Blend(const StopCheck* stop, BlendKind kind, ConstScoreView scores,
   return absl::OkStatus();
 }
 
+absl::Status HideScores(const StopCheck* stop, const HideScoresArgs& args) {
+  *args.nan_candidates = 0;
+  const ScoreView& scores = args.scores;
+  for (int64_t layer = 0; layer < scores.shape[0]; ++layer) {
+    for (int64_t head = 0; head < scores.shape[1]; ++head) {
+      KVERN_RETURN_IF_ERROR(Check(stop));
+      for (int64_t token = 0; token < scores.shape[2]; ++token) {
+        float& score = scores(layer, head, token);
+        if (args.candidates(layer, head, token) == 0) {
+          score = NoScore();
+        } else if (std::isnan(score)) {
+          ++*args.nan_candidates;
+        }
+      }
+    }
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace kvern::ref

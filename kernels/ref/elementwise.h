@@ -1,5 +1,5 @@
-// Scale and Blend: one score at a time. The contract is Backend's (kernels/backend.h). `stop` may
-// be null.
+// Scale, Blend and HideScores: one score at a time. The contract is Backend's (kernels/backend.h).
+// `stop` may be null.
 #ifndef KVERN_KERNELS_REF_ELEMENTWISE_H_
 #define KVERN_KERNELS_REF_ELEMENTWISE_H_
 
@@ -10,6 +10,7 @@ namespace kvern::ref {
 absl::Status Scale(const StopCheck* stop, float factor, ScoreView scores);
 absl::Status Blend(const StopCheck* stop, BlendKind kind, ConstScoreView scores,
                    ScoreView accumulated);
+absl::Status HideScores(const StopCheck* stop, const HideScoresArgs& args);
 
 }  // namespace kvern::ref
 

@@ -4,33 +4,33 @@
 
 #include <vector>
 
-#include "kernels/backend.h"
+#include "kernels/host_backend.h"
 
 namespace kvern::ref {
 
-class RefBackend final : public Backend {
+class RefBackend final : public HostBackend {
  public:
   absl::string_view Name() const override { return "ref"; }
   absl::string_view InstructionSet() const override { return "scalar"; }
   void Bind(const StopCheck* stop) override { stop_ = stop; }
 
-  absl::Status RowNorms(LayerRefs rows, ScoreView norms) override;
-  absl::Status TriAttention(const TriAttentionArgs& args, ScoreView scores) override;
-  absl::Status ExpectedAttention(const ExpectedAttentionArgs& args, ScoreView scores) override;
-  absl::Status WindowAttention(const WindowAttentionArgs& args, ScoreView scores) override;
-  absl::Status KeyDiff(const KeyDiffArgs& args, ScoreView scores) override;
-  absl::Status AttentionMass(const AttentionMassArgs& args, ScoreView scores) override;
-  absl::Status ZScore(MaskView candidates, ScoreView scores) override;
-  absl::Status Scale(float factor, ScoreView scores) override;
-  absl::Status Blend(BlendKind kind, ConstScoreView scores, ScoreView accumulated) override;
-  absl::Status ShareRows(const std::vector<std::vector<int64_t>>& groups, GroupReduce reduce,
-                         ScoreView scores) override;
-  absl::Status TopK(const TopKArgs& args, KeepList* keep) override;
-  absl::Status Diverse(const DiverseArgs& args, KeepList* keep) override;
-  absl::Status MeanKey(const MeanKeyArgs& args, TensorView<Float16, 3> mean) override;
-  absl::Status Encode(const EncodeArgs& args, EncodeCounts* counts) override;
-  absl::Status Decode(const DecodeArgs& args) override;
-  absl::Status Gather(const GatherArgs& args) override;
+  absl::Status RowNorms(std::span<const RowNormsArgs> cohort) override;
+  absl::Status TriAttention(std::span<const TriAttentionArgs> cohort) override;
+  absl::Status ExpectedAttention(std::span<const ExpectedAttentionArgs> cohort) override;
+  absl::Status WindowAttention(std::span<const WindowAttentionArgs> cohort) override;
+  absl::Status KeyDiff(std::span<const KeyDiffArgs> cohort) override;
+  absl::Status AttentionMass(std::span<const AttentionMassArgs> cohort) override;
+  absl::Status ZScore(std::span<const ZScoreArgs> cohort) override;
+  absl::Status Scale(float factor, std::span<const ScoreView> cohort) override;
+  absl::Status Blend(std::span<const BlendArgs> cohort) override;
+  absl::Status ShareRows(std::span<const ShareRowsArgs> cohort) override;
+  absl::Status HideScores(std::span<const HideScoresArgs> cohort) override;
+  absl::Status TopK(std::span<const TopKArgs> cohort) override;
+  absl::Status Diverse(std::span<const DiverseArgs> cohort) override;
+  absl::Status MeanKey(std::span<const MeanKeyArgs> cohort) override;
+  absl::Status Encode(std::span<const EncodeArgs> cohort) override;
+  absl::Status Decode(std::span<const DecodeArgs> cohort) override;
+  absl::Status Gather(std::span<const GatherArgs> cohort) override;
 
  private:
   const StopCheck* stop_ = nullptr;

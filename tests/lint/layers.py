@@ -5,15 +5,21 @@ import re
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-KERNELS = ["kernels/base", "kernels/backend.h"]
+KERNELS = ["kernels/base", "kernels/backend.h", "kernels/op_args.h", "kernels/device_memory.h"]
+HOST = KERNELS + ["kernels/host_backend.h"]
 BELOW_ENGINE = KERNELS + ["kernels/backends.h", "formats", "server/memory", "server/pipeline"]
 # Folder: what it may include besides itself. The longest matching folder decides.
 LAYERS = {
     "kernels/base": [],
-    "kernels/backend.h": ["kernels/base"],
-    "kernels/ref": KERNELS,
-    "kernels/cpu": KERNELS,
-    "kernels": KERNELS + ["kernels/ref", "kernels/cpu", "kernels/backends.h"],
+    "kernels/backend.h": KERNELS,
+    "kernels/op_args.h": ["kernels/base"],
+    "kernels/device_memory.h": ["kernels/base"],
+    "kernels/host_backend.h": KERNELS,
+    "kernels/host_backend.cc": HOST,
+    "kernels/ref": HOST,
+    "kernels/cpu": HOST,
+    "kernels/cuda": KERNELS,
+    "kernels": KERNELS + ["kernels/ref", "kernels/cpu", "kernels/cuda", "kernels/backends.h"],
     "formats": ["kernels/base"],
     "server/memory": KERNELS,
     "server/pipeline": KERNELS,
