@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/base/host_device.h"
 #include "kernels/base/rotation.h"
 
 namespace kvern {
@@ -15,11 +16,11 @@ struct Band {
   float imag;
 };
 
-inline Band RotateBand(Band band, float cosine, float sine) {
+KVERN_HD inline Band RotateBand(Band band, float cosine, float sine) {
   return {std::fma(band.real, cosine, -(band.imag * sine)),
           std::fma(band.real, sine, band.imag * cosine)};
 }
-inline Band UnrotateBand(Band band, float cosine, float sine) {
+KVERN_HD inline Band UnrotateBand(Band band, float cosine, float sine) {
   return {std::fma(band.real, cosine, band.imag * sine),
           std::fma(band.imag, cosine, -(band.real * sine))};
 }
@@ -31,8 +32,10 @@ struct RotationRow {
   const float* cosine = nullptr;
   const float* sine = nullptr;
 
-  int64_t RealDim(int64_t band) const { return layout == RopeLayout::kHalf ? band : 2 * band; }
-  int64_t ImagDim(int64_t band) const {
+  KVERN_HD int64_t RealDim(int64_t band) const {
+    return layout == RopeLayout::kHalf ? band : 2 * band;
+  }
+  KVERN_HD int64_t ImagDim(int64_t band) const {
     return layout == RopeLayout::kHalf ? band + bands : 2 * band + 1;
   }
 };
@@ -49,7 +52,7 @@ inline bool SameAngles(const RotationRow& a, const RotationRow& b) {
 }
 
 // x [head_dim] in place; coordinates beyond the bands stay.
-inline void RotateRow(const RotationRow& row, float* x) {
+KVERN_HD inline void RotateRow(const RotationRow& row, float* x) {
   for (int64_t f = 0; f < row.bands; ++f) {
     float* real = x + row.RealDim(f);
     float* imag = x + row.ImagDim(f);
@@ -58,7 +61,7 @@ inline void RotateRow(const RotationRow& row, float* x) {
     *imag = turned.imag;
   }
 }
-inline void UnrotateRow(const RotationRow& row, float* x) {
+KVERN_HD inline void UnrotateRow(const RotationRow& row, float* x) {
   for (int64_t f = 0; f < row.bands; ++f) {
     float* real = x + row.RealDim(f);
     float* imag = x + row.ImagDim(f);

@@ -10,6 +10,7 @@
 #include <span>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/host_device.h"
 #include "kernels/base/kv_ref.h"
 #include "kernels/base/packed_layout.h"
 
@@ -31,30 +32,30 @@ struct CodeScale {
   Float16 stored;
   float value;  // of `stored`
 };
-inline CodeScale RoundScale(float scale) {
-  const Float16 stored = FromFloat<Float16>(std::min(scale, kLargestCoded));
+KVERN_HD inline CodeScale RoundScale(float scale) {
+  const Float16 stored = FromFloat<Float16>(kLargestCoded < scale ? kLargestCoded : scale);
   return {stored, ToFloat(stored)};
 }
-inline CodeScale I8Scale(float largest) { return RoundScale(largest / kI8Levels); }
-inline float InverseScale(float scale) { return scale > 0.0f ? 1.0f / scale : 0.0f; }
+KVERN_HD inline CodeScale I8Scale(float largest) { return RoundScale(largest / kI8Levels); }
+KVERN_HD inline float InverseScale(float scale) { return scale > 0.0f ? 1.0f / scale : 0.0f; }
 
 // Brings a row of this length to unit variance per coordinate; 0 for the zero row.
-inline float Lm4Normalizer(float squared_length, int64_t head_dim) {
+KVERN_HD inline float Lm4Normalizer(float squared_length, int64_t head_dim) {
   if (!(squared_length > 0.0f)) return 0.0f;
   return std::sqrt(static_cast<float>(head_dim)) / std::sqrt(squared_length);
 }
 // Norm-matching: the decoded row has the length of the row.
-inline CodeScale Lm4Scale(float squared_length, float squared_code_length) {
+KVERN_HD inline CodeScale Lm4Scale(float squared_length, float squared_code_length) {
   return RoundScale(std::sqrt(squared_length) / std::sqrt(squared_code_length));
 }
 
-inline bool UsesHadamard(const PackedRow& row) {
+KVERN_HD inline bool UsesHadamard(const PackedRow& row) {
   return row.codec == static_cast<int64_t>(CodecId::kLm4) || (row.flags & kFlagHadamard) != 0;
 }
-inline bool UsesRopeMean(const PackedRow& row) { return (row.flags & kFlagRopeMean) != 0; }
+KVERN_HD inline bool UsesRopeMean(const PackedRow& row) { return (row.flags & kFlagRopeMean) != 0; }
 
 // A mean that is not a number would poison every row that it is taken from.
-inline float FiniteMean(Float16 mean) {
+KVERN_HD inline float FiniteMean(Float16 mean) {
   const float value = ToFloat(mean);
   return std::isfinite(value) ? value : 0.0f;
 }

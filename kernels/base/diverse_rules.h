@@ -9,28 +9,30 @@
 #include <span>
 #include <vector>
 
+#include "kernels/base/host_device.h"
+
 namespace kvern {
 
 // 1 / |v| from |v|^2; 0 for a vector shorter than 1e-12, which then has cos 0 with everything.
-inline float InverseLength(float squared_length) {
+KVERN_HD inline float InverseLength(float squared_length) {
   return squared_length < 1e-24f ? 0.0f : 1.0f / std::sqrt(squared_length);
 }
 
 // cos of two rows from their dot product, in [-1, 1]; 0 where it is not a number.
-inline float RowCosine(float dot, float inverse_a, float inverse_b) {
+KVERN_HD inline float RowCosine(float dot, float inverse_a, float inverse_b) {
   const float cosine = dot * (inverse_a * inverse_b);
   if (cosine != cosine) return 0.0f;
   return std::clamp(cosine, -1.0f, 1.0f);
 }
 
 // What a candidate loses by being like a pick: the mean over the group's rows, negatives cut.
-inline float Redundancy(double cosine_sum, int64_t rows) {
+KVERN_HD inline float Redundancy(double cosine_sum, int64_t rows) {
   const float mean = static_cast<float>(cosine_sum / static_cast<double>(rows));
   return mean > 0.0f ? std::min(mean, 1.0f) : 0.0f;
 }
 
 // Two roundings, so that it never grows with `redundancy`: lazy evaluation rests on that.
-inline float DiverseGain(float score, float lambda, float redundancy) {
+KVERN_HD inline float DiverseGain(float score, float lambda, float redundancy) {
   return score - lambda * redundancy;
 }
 

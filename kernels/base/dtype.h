@@ -7,11 +7,13 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/base/host_device.h"
+
 namespace kvern {
 
 enum class DType : uint8_t { kBF16 = 0, kF16 = 1, kF32 = 2 };
 
-constexpr int64_t SizeOf(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+KVERN_HD constexpr int64_t SizeOf(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 constexpr const char* Name(DType dtype) {
   return dtype == DType::kBF16 ? "bf16" : dtype == DType::kF16 ? "f16" : "f32";
@@ -27,12 +29,12 @@ struct Float16 {
 static_assert(sizeof(BFloat16) == 2 && sizeof(Float16) == 2);
 
 namespace internal {
-inline float FloatFromBits(uint32_t bits) {
+KVERN_HD inline float FloatFromBits(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof(value));
   return value;
 }
-inline uint32_t BitsFromFloat(float value) {
+KVERN_HD inline uint32_t BitsFromFloat(float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof(bits));
   return bits;
@@ -40,9 +42,11 @@ inline uint32_t BitsFromFloat(float value) {
 }  // namespace internal
 
 // Exact: every bf16/f16 value is an f32 value, subnormals and NaN payloads included.
-inline float ToFloat(float value) { return value; }
-inline float ToFloat(BFloat16 value) { return internal::FloatFromBits(uint32_t{value.bits} << 16); }
-inline float ToFloat(Float16 value) {
+KVERN_HD inline float ToFloat(float value) { return value; }
+KVERN_HD inline float ToFloat(BFloat16 value) {
+  return internal::FloatFromBits(uint32_t{value.bits} << 16);
+}
+KVERN_HD inline float ToFloat(Float16 value) {
   const uint32_t sign = uint32_t{value.bits & 0x8000u} << 16;
   const uint32_t exponent = (value.bits >> 10) & 0x1Fu;
   const uint32_t mantissa = value.bits & 0x3FFu;
@@ -56,22 +60,22 @@ inline float ToFloat(Float16 value) {
 
 // Round to nearest, ties to even. NaN stays NaN (quiet, payload cut). f16 overflows to infinity.
 template <class T>
-T FromFloat(float value);
+KVERN_HD T FromFloat(float value);
 
 template <>
-inline float FromFloat<float>(float value) {
+KVERN_HD inline float FromFloat<float>(float value) {
   return value;
 }
 
 template <>
-inline BFloat16 FromFloat<BFloat16>(float value) {
+KVERN_HD inline BFloat16 FromFloat<BFloat16>(float value) {
   const uint32_t bits = internal::BitsFromFloat(value);
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};
   return {static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
 }
 
 template <>
-inline Float16 FromFloat<Float16>(float value) {
+KVERN_HD inline Float16 FromFloat<Float16>(float value) {
   const uint32_t bits = internal::BitsFromFloat(value);
   const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000u);
   const uint32_t magnitude = bits & 0x7FFFFFFFu;

@@ -5,13 +5,14 @@
 #include <cstdint>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/host_device.h"
 
 namespace kvern {
 
 inline constexpr uint32_t kNanOrderKey = 0;
 
 // Ascends with the score; -0 and +0 are equal; every NaN is kNanOrderKey, below -infinity.
-inline uint32_t OrderKey(float score) {
+KVERN_HD inline uint32_t OrderKey(float score) {
   if (score != score) return kNanOrderKey;
   if (score == 0.0f) return 0x80000000u;
   const uint32_t bits = internal::BitsFromFloat(score);
@@ -19,12 +20,12 @@ inline uint32_t OrderKey(float score) {
 }
 
 // The score of a key other than kNanOrderKey (+0 for both zeros).
-inline float ScoreOfOrderKey(uint32_t key) {
+KVERN_HD inline float ScoreOfOrderKey(uint32_t key) {
   return internal::FloatFromBits((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
 }
 
 // Larger is picked first; `precedence` decides between equal scores and is unique.
-inline uint64_t RankKey(float score, uint32_t precedence) {
+KVERN_HD inline uint64_t RankKey(float score, uint32_t precedence) {
   return uint64_t{OrderKey(score)} << 32 | precedence;
 }
 

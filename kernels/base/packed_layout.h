@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "kernels/base/dtype.h"
+#include "kernels/base/host_device.h"
 
 namespace kvern {
 
@@ -36,10 +37,10 @@ inline constexpr int32_t kPackedBlockTokens = 64;
 inline constexpr int64_t kPlaneAlign = 16;
 inline constexpr int64_t kPackedBlockAlign = 128;
 
-constexpr int64_t AlignUp(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
+KVERN_HD constexpr int64_t AlignUp(int64_t bytes, int64_t to) { return (bytes + to - 1) / to * to; }
 
 // Bytes of one token's codes.
-constexpr int64_t CodeRowBytes(CodecId codec, DType dtype, int64_t head_dim) {
+KVERN_HD constexpr int64_t CodeRowBytes(CodecId codec, DType dtype, int64_t head_dim) {
   switch (codec) {
     case CodecId::kRaw16:
       return head_dim * SizeOf(dtype);
@@ -50,14 +51,16 @@ constexpr int64_t CodeRowBytes(CodecId codec, DType dtype, int64_t head_dim) {
   }
   return 0;
 }
-constexpr bool HasScale(CodecId codec) { return codec != CodecId::kRaw16; }
+KVERN_HD constexpr bool HasScale(CodecId codec) { return codec != CodecId::kRaw16; }
 
 // Byte offset of the SCALE plane (f16 [tokens]) inside a block.
-constexpr int64_t ScaleOffset(CodecId codec, DType dtype, int64_t tokens, int64_t head_dim) {
+KVERN_HD constexpr int64_t ScaleOffset(CodecId codec, DType dtype, int64_t tokens,
+                                       int64_t head_dim) {
   return AlignUp(tokens * CodeRowBytes(codec, dtype, head_dim), kPlaneAlign);
 }
 // Sum over planes of align16(plane): the figure of every byte account.
-constexpr int64_t BlockBytes(CodecId codec, DType dtype, int64_t tokens, int64_t head_dim) {
+KVERN_HD constexpr int64_t BlockBytes(CodecId codec, DType dtype, int64_t tokens,
+                                      int64_t head_dim) {
   return ScaleOffset(codec, dtype, tokens, head_dim) +
          (HasScale(codec) ? AlignUp(tokens * 2, kPlaneAlign) : 0);
 }

@@ -31,7 +31,7 @@ HWY_INLINE V VectorExp(D d, V x) {
   const V n = hn::Sub(shifted, hn::Set(d, kRounder));
   V r = hn::MulAdd(n, hn::Set(d, -kLn2High), x);
   r = hn::MulAdd(n, hn::Set(d, -kLn2Low), r);
-  const V mantissa = Horner(d, kExpSeries, r);
+  const V mantissa = Horner(d, ExpSeries().terms, r);
   const auto scale = hn::ShiftLeft<52>(hn::BitCast(du, shifted));
   V result = hn::BitCast(d, hn::Add(hn::BitCast(du, mantissa), scale));
   result = hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, kExpLow)), result);
@@ -56,7 +56,7 @@ HWY_INLINE V VectorLog(D d, V x) {
   const V f = hn::Sub(hn::BitCast(d, mantissa), hn::Set(d, 1.0));
   const V s = hn::Div(f, hn::Add(hn::Set(d, 2.0), f));
   const V z = hn::Mul(s, s);
-  const V series = hn::Mul(z, Horner(d, kLogSeries, z));
+  const V series = hn::Mul(z, Horner(d, LogSeries().terms, z));
   const V half_square = hn::Mul(hn::Mul(hn::Set(d, 0.5), f), f);
   const V rest = hn::MulAdd(s, hn::Add(half_square, series), hn::Mul(n, hn::Set(d, kLn2Low)));
   V result = hn::MulAdd(n, hn::Set(d, kLn2High), hn::Sub(f, hn::Sub(half_square, rest)));
