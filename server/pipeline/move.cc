@@ -1,6 +1,7 @@
 // Moves kept tokens to their slots without deciding anything; renumbered keys turn on the way.
 #include <algorithm>
-#include <optional>
+#include <memory>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
@@ -28,32 +29,62 @@ absl::Status CheckSlotsInPlace(const SequenceInput& input, const KeepPlan& plan,
   return absl::OkStatus();
 }
 
+// Rows that were staged elsewhere are read from there: writing their old place then overwrites
+// nothing that is still to be read.
+bool SameMemory(LayerRefs in, LayerRefs out) {
+  for (size_t layer = 0; layer < in.size(); ++layer) {
+    if (in[layer].base == out[layer].base) return true;
+  }
+  return false;
+}
+
+// The keys and the values of one sequence; tables only where keys turn.
+struct Tables {
+  std::shared_ptr<const RotationTable> from, to;
+};
+
+Tables TablesOf(const MoveTask& task, RotationTables* rotations) {
+  const KeepPlan& plan = *task.plan;
+  if (task.policy->positions != PositionMode::kRenumber || plan.max_kept == 0) return {};
+  return {plan.rotation != nullptr ? plan.rotation : rotations->Of(*task.input),
+          rotations->OfConsecutive(task.input->model->rope, plan.max_kept)};
+}
+
 }  // namespace
+
+absl::Status Move(Backend& backend, std::span<const MoveTask> cohort) {
+  RotationTables rotations;
+  std::vector<Tables> tables;  // the shared owners
+  std::vector<GatherArgs> in_place, elsewhere;
+  for (const MoveTask& task : cohort) {
+    const SequenceInput& input = *task.input;
+    const MoveTarget& target = task.target;
+    KVERN_CHECK(target.keys.size() == input.keys.size());
+    KVERN_CHECK(target.values.size() == input.values.size());
+    KVERN_RETURN_IF_ERROR(CheckSlotsInPlace(input, *task.plan, target.first_slot));
+    tables.push_back(TablesOf(task, &rotations));
+    GatherArgs args = {.in = input.keys,
+                       .keep = &task.plan->keep,
+                       .out = target.keys,
+                       .first_slot = target.first_slot,
+                       .from = tables.back().from.get(),
+                       .to = tables.back().to.get()};
+    args.in_place = target.in_place && SameMemory(args.in, args.out);
+    (args.in_place ? in_place : elsewhere).push_back(args);
+    args.in = input.values;
+    args.out = target.values;
+    args.from = args.to = nullptr;
+    args.in_place = target.in_place && SameMemory(args.in, args.out);
+    (args.in_place ? in_place : elsewhere).push_back(args);
+  }
+  if (!elsewhere.empty()) KVERN_RETURN_IF_ERROR(backend.Gather(elsewhere));
+  return in_place.empty() ? absl::OkStatus() : backend.Gather(in_place);
+}
 
 absl::Status Move(Backend& backend, const SequenceInput& input, const ResolvedPolicy& policy,
                   const KeepPlan& plan, const MoveTarget& target) {
-  KVERN_CHECK(target.keys.size() == input.keys.size());
-  KVERN_CHECK(target.values.size() == input.values.size());
-  KVERN_RETURN_IF_ERROR(CheckSlotsInPlace(input, plan, target.first_slot));
-  std::optional<RotationTable> from, to;
-  if (policy.positions == PositionMode::kRenumber && plan.max_kept > 0) {
-    from = BuildRotation(input);
-    to = BuildConsecutiveRotation(input.model->rope, plan.max_kept);
-  }
-  KVERN_RETURN_IF_ERROR(backend.Gather({.in = input.keys,
-                                        .keep = &plan.keep,
-                                        .out = target.keys,
-                                        .first_slot = target.first_slot,
-                                        .from = from ? &*from : nullptr,
-                                        .to = to ? &*to : nullptr,
-                                        .in_place = target.in_place}));
-  return backend.Gather({.in = input.values,
-                         .keep = &plan.keep,
-                         .out = target.values,
-                         .first_slot = target.first_slot,
-                         .from = nullptr,
-                         .to = nullptr,
-                         .in_place = target.in_place});
+  const MoveTask task = {&input, &policy, &plan, target};
+  return Move(backend, std::span(&task, 1));
 }
 
 }  // namespace kvern::pipeline

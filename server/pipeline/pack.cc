@@ -1,8 +1,9 @@
 // Kept tokens become coded blocks: the table says where, the backend writes them.
 #include <algorithm>
+#include <memory>
 #include <numeric>
-#include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
@@ -14,143 +15,179 @@
 namespace kvern::pipeline {
 namespace {
 
-// Rows to code and the angles they are rotated by.
-struct EncodeSource {
-  LayerRefs rows;
-  const KeepList* keep = nullptr;
-  const RotationTable* rotation = nullptr;
-};
-
-// Kept keys at their new angles, in memory of their own.
+// Kept keys at their new angles, in memory of the backend.
 struct RenumberedKeys {
-  std::vector<std::byte> memory;
+  Buffer memory;
   std::vector<KvRef> rows;
   KeepList keep;  // all of them
-  RotationTable rotation;
+  std::shared_ptr<const RotationTable> rotation;
 };
 
-class Packer {
+absl::Status CheckRope(const SequenceInput& input) {
+  if (RopeKnown(input)) return absl::OkStatus();
+  return WithReason(absl::FailedPreconditionError(
+                        "rope: got none, want inverse frequencies to remove the mean key or to "
+                        "renumber"),
+                    "ROPE_UNKNOWN");
+}
+
+// One sequence of a cohort on its way into blocks.
+class Packing {
  public:
-  Packer(Backend& backend, const SequenceInput& input, const ResolvedPolicy& policy,
-         const KeepPlan& plan)
-      : backend_(backend), input_(input), policy_(policy), plan_(plan) {}
+  explicit Packing(const PackTask& task) : task_(task) {}
 
-  absl::StatusOr<PackedKv> Pack(std::span<const Float16> frozen_mean) {
-    PackedKv packed;
-    if (!input_.keys.empty()) packed.dtype = input_.keys[0].dtype;
+  // Table, room and angles; a frozen mean is taken over.
+  absl::Status Begin(RotationTables* rotations) {
+    const SequenceInput& input = Input();
+    if (!input.keys.empty()) packed_.dtype = input.keys[0].dtype;
     int64_t total_bytes = 0;
-    packed.table = PlanPackedTable(input_, policy_, plan_.counts.counts, &total_bytes);
-    packed.blocks.resize(total_bytes);
-    if (RemovesMean() || Renumbers()) KVERN_RETURN_IF_ERROR(Rotate());
-    if (RemovesMean()) {
-      KVERN_ASSIGN_OR_RETURN(packed.mean_key, MeanKey(frozen_mean));
-    }
-
-    EncodeSource keys{input_.keys, &plan_.keep, rotation_ ? &*rotation_ : nullptr};
-    RenumberedKeys renumbered;
+    packed_.table = PlanPackedTable(input, *task_.policy, task_.plan->counts.counts, &total_bytes);
+    packed_.blocks.resize(total_bytes);
+    if (!RemovesMean() && !Renumbers()) return absl::OkStatus();
+    KVERN_RETURN_IF_ERROR(CheckRope(input));
+    rotation_ = task_.plan->rotation != nullptr ? task_.plan->rotation : rotations->Of(input);
     if (Renumbers()) {
-      KVERN_RETURN_IF_ERROR(Renumber(&renumbered));
-      keys = {renumbered.rows, &renumbered.keep, &renumbered.rotation};
+      renumbered_.rotation = rotations->OfConsecutive(input.model->rope, task_.plan->max_kept);
     }
-    KVERN_RETURN_IF_ERROR(Encode(keys, Role::kKey, &packed));
-    KVERN_RETURN_IF_ERROR(Encode({input_.values, &plan_.keep, nullptr}, Role::kValue, &packed));
-    return packed;
+    return RemovesMean() ? TakeFrozenMean() : absl::OkStatus();
   }
+
+  bool MeasuresMean() const { return RemovesMean() && task_.frozen_mean.empty(); }
+  MeanKeyArgs MeanKey() {
+    counted_ = AliveAfter(Input(), task_.policy->sink_tokens);
+    return {.keys = Input().keys,
+            .rotation = rotation_.get(),
+            .counted = counted_.View(),
+            .mean = DenseView(packed_.mean_key.data(), Input().Layers(), Input().KvHeads(),
+                              int64_t{Input().model->head_dim})};
+  }
+
+  bool Renumbers() const {
+    return task_.policy->positions == PositionMode::kRenumber && Input().Tokens() > 0;
+  }
+  // The turned keys must live until the encoding ends.
+  absl::StatusOr<GatherArgs> Renumber(Backend& backend);
+
+  EncodeArgs EncodeKeys() {
+    EncodeArgs args = Coded(Role::kKey);
+    args.rows = Renumbers() ? LayerRefs(renumbered_.rows) : LayerRefs(Input().keys);
+    args.keep = Renumbers() ? &renumbered_.keep : &task_.plan->keep;
+    args.rotation = Renumbers() ? renumbered_.rotation.get() : rotation_.get();
+    if (!packed_.mean_key.empty()) {
+      args.mean_key =
+          DenseView(static_cast<const Float16*>(packed_.mean_key.data()), Input().Layers(),
+                    Input().KvHeads(), int64_t{Input().model->head_dim});
+    }
+    args.counts = &packed_.k_counts;
+    return args;
+  }
+  EncodeArgs EncodeValues() {
+    EncodeArgs args = Coded(Role::kValue);
+    args.rows = Input().values;
+    args.keep = &task_.plan->keep;
+    args.counts = &packed_.v_counts;
+    return args;
+  }
+
+  PackedKv Finish() { return std::move(packed_); }
 
  private:
+  const SequenceInput& Input() const { return *task_.input; }
   bool RemovesMean() const {
-    return (policy_.codecs.k.flags & kFlagRopeMean) != 0 && input_.Tokens() > 0;
-  }
-  bool Renumbers() const {
-    return policy_.positions == PositionMode::kRenumber && input_.Tokens() > 0;
+    return (task_.policy->codecs.k.flags & kFlagRopeMean) != 0 && Input().Tokens() > 0;
   }
 
-  absl::Status Rotate() {
-    if (!RopeKnown(input_)) {
-      return WithReason(absl::FailedPreconditionError(
-                            "rope: got none, want inverse frequencies to remove the mean key or "
-                            "to renumber"),
-                        "ROPE_UNKNOWN");
-    }
-    rotation_ = BuildRotation(input_);
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<std::vector<Float16>> MeanKey(std::span<const Float16> frozen) {
-    const int64_t head_dim = input_.model->head_dim;
-    const size_t size = input_.Layers() * input_.KvHeads() * head_dim;
-    if (!frozen.empty()) {
-      if (frozen.size() == size) return std::vector<Float16>(frozen.begin(), frozen.end());
+  absl::Status TakeFrozenMean() {
+    const std::span<const Float16> frozen = task_.frozen_mean;
+    const size_t size = Input().Layers() * Input().KvHeads() * Input().model->head_dim;
+    if (!frozen.empty() && frozen.size() != size) {
       return absl::InvalidArgumentError(absl::StrCat("mean key: got ", frozen.size(),
                                                      " values, want ", size,
                                                      " (layers * kv_heads * head_dim)"));
     }
-    std::vector<Float16> mean(size);
-    const TokenMask counted = AliveAfter(input_, policy_.sink_tokens);
-    KVERN_RETURN_IF_ERROR(
-        backend_.MeanKey({.keys = input_.keys, .rotation = &*rotation_, .counted = counted.View()},
-                         DenseView(mean.data(), input_.Layers(), input_.KvHeads(), head_dim)));
-    return mean;
+    packed_.mean_key.assign(frozen.begin(), frozen.end());
+    packed_.mean_key.resize(size);
+    return absl::OkStatus();
   }
 
-  absl::Status Renumber(RenumberedKeys* out) {
-    const int64_t kept = plan_.max_kept, head_dim = input_.model->head_dim;
-    const DType dtype = input_.keys[0].dtype;
-    const int64_t layer_bytes = input_.KvHeads() * kept * head_dim * SizeOf(dtype);
-    out->memory.resize(input_.Layers() * layer_bytes);
-    for (int64_t layer = 0; layer < input_.Layers(); ++layer) {
-      out->rows.push_back(DenseKvRef(dtype, out->memory.data() + layer * layer_bytes,
-                                     input_.KvHeads(), kept, head_dim));
-    }
-    out->rotation = BuildConsecutiveRotation(input_.model->rope, kept);
-    out->keep = plan_.keep;
-    for (int64_t layer = 0; layer < input_.Layers(); ++layer) {
-      for (int64_t head = 0; head < input_.KvHeads(); ++head) {
-        int32_t* slots = out->keep.Row(layer, head);
-        std::iota(slots, slots + out->keep.Count(layer, head), 0);
-      }
-    }
-    return backend_.Gather({.in = input_.keys,
-                            .keep = &plan_.keep,
-                            .out = out->rows,
-                            .from = &*rotation_,
-                            .to = &out->rotation});
-  }
-
-  absl::Status Encode(const EncodeSource& source, Role role, PackedKv* packed) {
+  // Room and the rows of one role of the table, where keys come first.
+  EncodeArgs Coded(Role role) {
     const auto first_value = std::find_if(
-        packed->table.begin(), packed->table.end(),
+        packed_.table.begin(), packed_.table.end(),
         [](const PackedRow& row) { return row.role == static_cast<int64_t>(Role::kValue); });
-    const size_t keys = first_value - packed->table.begin();
-    const std::span<const PackedRow> table(packed->table);
-    const bool is_key = role == Role::kKey;
-    TensorView<const Float16, 3> mean;
-    if (is_key && !packed->mean_key.empty()) {
-      mean = DenseView(static_cast<const Float16*>(packed->mean_key.data()), input_.Layers(),
-                       input_.KvHeads(), int64_t{input_.model->head_dim});
-    }
-    return backend_.Encode({.rows = source.rows,
-                            .keep = source.keep,
-                            .table = is_key ? table.first(keys) : table.subspan(keys),
-                            .mean_key = mean,
-                            .rotation = source.rotation,
-                            .packed = packed->blocks},
-                           is_key ? &packed->k_counts : &packed->v_counts);
+    const size_t keys = first_value - packed_.table.begin();
+    const std::span<const PackedRow> table(packed_.table);
+    EncodeArgs args;
+    args.table = role == Role::kKey ? table.first(keys) : table.subspan(keys);
+    args.packed = packed_.blocks;
+    return args;
   }
 
-  Backend& backend_;
-  const SequenceInput& input_;
-  const ResolvedPolicy& policy_;
-  const KeepPlan& plan_;
-  std::optional<RotationTable> rotation_;  // of the source slots
+  const PackTask task_;
+  PackedKv packed_;
+  TokenMask counted_;
+  std::shared_ptr<const RotationTable> rotation_;  // of the source slots
+  RenumberedKeys renumbered_;
 };
 
+absl::StatusOr<GatherArgs> Packing::Renumber(Backend& backend) {
+  const SequenceInput& input = Input();
+  const KeepPlan& plan = *task_.plan;
+  const int64_t kept = plan.max_kept, head_dim = input.model->head_dim;
+  const DType dtype = input.keys[0].dtype;
+  const int64_t layer_bytes = input.KvHeads() * kept * head_dim * SizeOf(dtype);
+  KVERN_ASSIGN_OR_RETURN(renumbered_.memory, backend.Allocate(input.Layers() * layer_bytes));
+  for (int64_t layer = 0; layer < input.Layers(); ++layer) {
+    renumbered_.rows.push_back(DenseKvRef(dtype, renumbered_.memory.data() + layer * layer_bytes,
+                                          input.KvHeads(), kept, head_dim));
+  }
+  renumbered_.keep = plan.keep;
+  for (int64_t layer = 0; layer < input.Layers(); ++layer) {
+    for (int64_t head = 0; head < input.KvHeads(); ++head) {
+      int32_t* slots = renumbered_.keep.Row(layer, head);
+      std::iota(slots, slots + renumbered_.keep.Count(layer, head), 0);
+    }
+  }
+  return GatherArgs{.in = input.keys,
+                    .keep = &plan.keep,
+                    .out = renumbered_.rows,
+                    .from = rotation_.get(),
+                    .to = renumbered_.rotation.get()};
+}
+
 }  // namespace
+
+absl::StatusOr<std::vector<PackedKv>> Pack(Backend& backend, std::span<const PackTask> cohort) {
+  std::vector<Packing> packings(cohort.begin(), cohort.end());
+  RotationTables rotations;
+  std::vector<MeanKeyArgs> means;
+  std::vector<GatherArgs> turns;
+  for (Packing& packing : packings) {
+    KVERN_RETURN_IF_ERROR(packing.Begin(&rotations));
+    if (packing.MeasuresMean()) means.push_back(packing.MeanKey());
+    if (!packing.Renumbers()) continue;
+    KVERN_ASSIGN_OR_RETURN(const GatherArgs turn, packing.Renumber(backend));
+    turns.push_back(turn);
+  }
+  if (!means.empty()) KVERN_RETURN_IF_ERROR(backend.MeanKey(means));
+  if (!turns.empty()) KVERN_RETURN_IF_ERROR(backend.Gather(turns));
+  std::vector<EncodeArgs> encodes;
+  for (Packing& packing : packings) {
+    encodes.push_back(packing.EncodeKeys());
+    encodes.push_back(packing.EncodeValues());
+  }
+  KVERN_RETURN_IF_ERROR(backend.Encode(encodes));
+  std::vector<PackedKv> packed;
+  for (Packing& packing : packings) packed.push_back(packing.Finish());
+  return packed;
+}
 
 absl::StatusOr<PackedKv> Pack(Backend& backend, const SequenceInput& input,
                               const ResolvedPolicy& policy, const KeepPlan& plan,
                               std::span<const Float16> frozen_mean) {
-  return Packer(backend, input, policy, plan).Pack(frozen_mean);
+  const PackTask task = {&input, &policy, &plan, frozen_mean};
+  KVERN_ASSIGN_OR_RETURN(std::vector<PackedKv> packed, Pack(backend, std::span(&task, 1)));
+  return std::move(packed[0]);
 }
 
 }  // namespace kvern::pipeline

@@ -3,6 +3,8 @@
 #define KVERN_SERVER_PIPELINE_PLAN_H_
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -35,10 +37,13 @@ struct KeepPlan {
   CountPlan counts;
   KeepList keep;
   std::vector<float> scores;  // [layers, kv_heads, tokens], protected = NaN; empty: none computed
+                              // or none asked for
   ShapeClass shape_class = ShapeClass::kS0;
   int64_t nan_scores = 0;
   int64_t max_kept = 0;
   std::vector<int32_t> kept_positions;  // [layers, kv_heads, max_kept], -1 fills
+  // Of the source's slots, where a scorer needed it: moving and packing use it again.
+  std::shared_ptr<const RotationTable> rotation;
   StageMicros micros;
 };
 
@@ -51,7 +56,22 @@ int64_t PackedBytes(const SequenceInput& input, const ResolvedPolicy& policy,
 // Errors: FailedPrecondition/BUDGET_BELOW_PROTECTED (byte budgets; on_conflict FAIL), and of
 // stages.
 absl::StatusOr<CountPlan> PlanCounts(const SequenceInput& input, const ResolvedPolicy& policy);
-// Runs scorers and selector on the backend.
+
+// One sequence of a cohort to plan; all borrowed.
+struct KeepTask {
+  const SequenceInput* input = nullptr;
+  const ResolvedPolicy* policy = nullptr;
+  const CountPlan* counts = nullptr;  // null: PlanCounts is asked
+  bool want_scores = false;           // brings KeepPlan.scores to the host
+};
+using KeepOutcome = absl::StatusOr<KeepPlan>;
+// Runs scorers and selector on the backend, one op for all sequences. Their policies name the same
+// stages; dtype and model are the same too. A sequence that cannot be planned has its own error and
+// leaves the others alone; the whole fails for a stop, for what an op answered, and for what a
+// stage says of any sequence: then a smaller cohort may still succeed.
+absl::StatusOr<std::vector<KeepOutcome>> PlanKeep(Backend& backend,
+                                                  std::span<const KeepTask> cohort);
+// A cohort of one, with scores.
 absl::StatusOr<KeepPlan> PlanKeep(Backend& backend, const SequenceInput& input,
                                   const ResolvedPolicy& policy);
 
@@ -71,7 +91,16 @@ struct PackedKv {
 // Table and offsets for given counts: K before V, layers, heads, slots ascending.
 std::vector<PackedRow> PlanPackedTable(const SequenceInput& input, const ResolvedPolicy& policy,
                                        const std::vector<int32_t>& counts, int64_t* total_bytes);
-// `frozen_mean` (same form as mean_key) is used instead of a new mean when not empty (ruling 12).
+// One planned sequence of a cohort to pack; all borrowed.
+struct PackTask {
+  const SequenceInput* input = nullptr;
+  const ResolvedPolicy* policy = nullptr;
+  const KeepPlan* plan = nullptr;
+  // Same form as mean_key: used instead of a new mean when not empty (ruling 12).
+  std::span<const Float16> frozen_mean = {};
+};
+absl::StatusOr<std::vector<PackedKv>> Pack(Backend& backend, std::span<const PackTask> cohort);
+// A cohort of one.
 absl::StatusOr<PackedKv> Pack(Backend& backend, const SequenceInput& input,
                               const ResolvedPolicy& policy, const KeepPlan& plan,
                               std::span<const Float16> frozen_mean);
@@ -86,14 +115,24 @@ struct UnpackTarget {
 absl::Status Unpack(Backend& backend, const ModelSpec& model, const PackedKv& packed,
                     const std::vector<int32_t>& positions, const UnpackTarget& target);
 
-// Moves kept K and V into `keys`/`values` (one view per layer): dense return, fresh blocks or in
-// place; re-rotates keys when the policy renumbers. `first_slot` tokens are already in place.
+// Where kept K and V go, one view per layer: dense return, fresh blocks or in place (the memory of
+// the source). `first_slot` tokens are already there.
 struct MoveTarget {
   std::vector<KvRef> keys;
   std::vector<KvRef> values;
   int64_t first_slot = 0;
-  bool in_place = false;
+  bool in_place = false;  // counts where the rows read are those written, not a copy of them
 };
+// One planned sequence of a cohort to move; all borrowed but the target.
+struct MoveTask {
+  const SequenceInput* input = nullptr;
+  const ResolvedPolicy* policy = nullptr;
+  const KeepPlan* plan = nullptr;
+  MoveTarget target;
+};
+// Re-rotates keys where the policy renumbers. On an error some of any sequence may have moved.
+absl::Status Move(Backend& backend, std::span<const MoveTask> cohort);
+// A cohort of one.
 absl::Status Move(Backend& backend, const SequenceInput& input, const ResolvedPolicy& policy,
                   const KeepPlan& plan, const MoveTarget& target);
 

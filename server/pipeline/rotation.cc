@@ -53,6 +53,29 @@ RotationTable BuildConsecutiveRotation(const RopeSpec& rope, int64_t tokens) {
   return BuildRotation(rope, {.positions = positions, .kv_heads = 0, .tokens = tokens});
 }
 
+std::shared_ptr<const RotationTable> RotationTables::Of(const SequenceInput& sequence) {
+  for (const OfSequence& known : of_sequences_) {
+    const SequenceInput& other = *known.sequence;
+    if (other.model == sequence.model && other.per_head_positions == sequence.per_head_positions &&
+        other.Tokens() == sequence.Tokens() && other.positions == sequence.positions) {
+      return known.table;
+    }
+  }
+  of_sequences_.push_back(
+      {&sequence, std::make_shared<const RotationTable>(BuildRotation(sequence))});
+  return of_sequences_.back().table;
+}
+
+std::shared_ptr<const RotationTable> RotationTables::OfConsecutive(const RopeSpec& rope,
+                                                                   int64_t tokens) {
+  for (const OfTokens& known : consecutive_) {
+    if (known.tokens == tokens) return known.table;
+  }
+  consecutive_.push_back(
+      {tokens, std::make_shared<const RotationTable>(BuildConsecutiveRotation(rope, tokens))});
+  return consecutive_.back().table;
+}
+
 bool RopeKnown(const SequenceInput& sequence) {
   return sequence.model->rope.Bands() > 0 &&
          (sequence.Tokens() == 0 || !sequence.positions.empty());

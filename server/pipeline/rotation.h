@@ -3,7 +3,9 @@
 #define KVERN_SERVER_PIPELINE_ROTATION_H_
 
 #include <cstdint>
+#include <memory>
 #include <span>
+#include <vector>
 
 #include "kernels/base/rotation.h"
 #include "server/pipeline/model.h"
@@ -31,6 +33,25 @@ RotationTable BuildRotation(const SequenceInput& sequence);
 
 // Of slots renumbered to 0..tokens-1.
 RotationTable BuildConsecutiveRotation(const RopeSpec& rope, int64_t tokens);
+
+// Tables of a cohort: sequences of one model whose slots hold the same positions share one.
+class RotationTables {
+ public:
+  std::shared_ptr<const RotationTable> Of(const SequenceInput& sequence);
+  std::shared_ptr<const RotationTable> OfConsecutive(const RopeSpec& rope, int64_t tokens);
+
+ private:
+  struct OfSequence {
+    const SequenceInput* sequence;  // the first that had these positions; outlives this
+    std::shared_ptr<const RotationTable> table;
+  };
+  struct OfTokens {
+    int64_t tokens;
+    std::shared_ptr<const RotationTable> table;
+  };
+  std::vector<OfSequence> of_sequences_;
+  std::vector<OfTokens> consecutive_;
+};
 
 // Whether tables can be built: inverse frequencies and positions are there.
 bool RopeKnown(const SequenceInput& sequence);

@@ -19,6 +19,9 @@ struct ScoreInput {
   MaskView candidates;  // alive minus protected
   int64_t sink_tokens = 0;
   const RotationTable* rotation = nullptr;  // of the slots' positions; null: RoPE unknown
+  // Written: [layers, kv_heads, tokens], dense memory of the backend, higher = keep. NaN where the
+  // token cannot be judged.
+  ScoreView scores = {};
 };
 
 class Scorer {
@@ -28,8 +31,15 @@ class Scorer {
   virtual uint16_t Inputs() const = 0;
   // The last tokens that this scorer cannot judge and that are therefore protected (snapkv).
   virtual int64_t ProtectedTail() const { return 0; }
-  // scores: [layers, kv_heads, tokens], higher = keep. NaN where the token cannot be judged.
-  virtual absl::Status Score(Backend& backend, const ScoreInput& input, ScoreView scores) const = 0;
+  // Judges sequences of one dtype and geometry. An error leaves the scores of all unspecified, also
+  // where one sequence is the reason.
+  virtual absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const = 0;
+
+  // A cohort of one.
+  absl::Status Score(Backend& backend, ScoreInput input, ScoreView scores) const {
+    input.scores = scores;
+    return Score(backend, std::span<const ScoreInput>(&input, 1));
+  }
 };
 
 struct ScorerEntry {

@@ -16,7 +16,9 @@ struct SelectInput {
   const SequenceInput* sequence = nullptr;
   MaskView candidates;
   MaskView forced;
-  ScoreView scores;  // [layers, kv_heads, tokens]; may be rewritten (shared rows)
+  // [layers, kv_heads, tokens], dense memory of the backend; may be rewritten (shared rows).
+  ScoreView scores;
+  KeepList* keep = nullptr;  // filled, ascending, forced tokens included; rows sized by the planner
 };
 
 class Selector {
@@ -25,8 +27,15 @@ class Selector {
   virtual bool NeedsScores() const = 0;
   // Lowest class that its sets can have when counts are equal everywhere.
   virtual ShapeClass EqualCountsClass() const = 0;
-  // Fills keep (rows sized by the planner), ascending, forced tokens included.
-  virtual absl::Status Select(Backend& backend, const SelectInput& input, KeepList* keep) const = 0;
+  // Picks for sequences of one dtype and geometry. An error leaves the picks of all unspecified,
+  // also where one sequence is the reason.
+  virtual absl::Status Select(Backend& backend, std::span<const SelectInput> cohort) const = 0;
+
+  // A cohort of one.
+  absl::Status Select(Backend& backend, SelectInput input, KeepList* keep) const {
+    input.keep = keep;
+    return Select(backend, std::span<const SelectInput>(&input, 1));
+  }
 };
 
 struct SelectorEntry {

@@ -214,16 +214,17 @@ class Unpacker {
                        int64_t{model_.head_dim});
     }
     const std::span<const PackedRow> table(packed_.table);
-    KVERN_RETURN_IF_ERROR(backend.Decode({.packed = packed_.blocks,
-                                          .table = table.first(key_rows_),
-                                          .mean_key = mean,
-                                          .rotation = rotation_ ? &*rotation_ : nullptr,
-                                          .rows = target_.keys}));
-    return backend.Decode({.packed = packed_.blocks,
-                           .table = table.subspan(key_rows_),
-                           .mean_key = {},
-                           .rotation = nullptr,
-                           .rows = target_.values});
+    const DecodeArgs roles[] = {{.packed = packed_.blocks,
+                                 .table = table.first(key_rows_),
+                                 .mean_key = mean,
+                                 .rotation = rotation_ ? &*rotation_ : nullptr,
+                                 .rows = target_.keys},
+                                {.packed = packed_.blocks,
+                                 .table = table.subspan(key_rows_),
+                                 .mean_key = {},
+                                 .rotation = nullptr,
+                                 .rows = target_.values}};
+    return backend.Decode(std::span<const DecodeArgs>(roles));
   }
 
  private:

@@ -1,4 +1,6 @@
 // Attention that the frontend saw each token receive, fair to those that few queries could see.
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/scorer.h"
@@ -39,22 +41,26 @@ class AttentionMassScorer final : public Scorer {
   uint16_t Inputs() const override {
     return kNeedsAttentionMass | (value_norm_ ? kNeedsValues : kNeedsNothing);
   }
-  absl::Status Score(Backend& backend, const ScoreInput& input, ScoreView scores) const override {
-    const SequenceInput& sequence = *input.sequence;
-    KVERN_CHECK(static_cast<int64_t>(sequence.side->attention_mass.size()) == scores.Size());
-    Visible visible;
-    if (per_visible_) {
-      KVERN_ASSIGN_OR_RETURN(visible, CountVisible(sequence));
+  absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
+    std::vector<Visible> visible(cohort.size());
+    std::vector<AttentionMassArgs> args;
+    for (size_t at = 0; at < cohort.size(); ++at) {
+      const SequenceInput& sequence = *cohort[at].sequence;
+      const ScoreView scores = cohort[at].scores;
+      KVERN_CHECK(static_cast<int64_t>(sequence.side->attention_mass.size()) == scores.Size());
+      if (per_visible_) {
+        KVERN_ASSIGN_OR_RETURN(visible[at], CountVisible(sequence));
+      }
+      args.push_back({.mass = DenseView(sequence.side->attention_mass.data(), scores.shape[0],
+                                        scores.shape[1], scores.shape[2]),
+                      .visible = visible[at].view,
+                      .values = sequence.values,
+                      .per_visible = per_visible_,
+                      .value_norm = value_norm_,
+                      .log = log_,
+                      .scores = scores});
     }
-    return backend.AttentionMass(
-        {.mass = DenseView(sequence.side->attention_mass.data(), scores.shape[0], scores.shape[1],
-                           scores.shape[2]),
-         .visible = visible.view,
-         .values = sequence.values,
-         .per_visible = per_visible_,
-         .value_norm = value_norm_,
-         .log = log_},
-        scores);
+    return backend.AttentionMass(args);
   }
 
  private:

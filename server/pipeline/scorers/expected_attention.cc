@@ -1,6 +1,8 @@
 // Future queries are Gaussian with the model's moments, so the attention they will pay a key has a
 // closed form: softmax of k.mu'/sqrt(D) + k'Sigma'k/(2D) (policies.md 3.6).
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
@@ -53,36 +55,57 @@ class ExpectedAttentionScorer final : public Scorer {
     return kNeedsMoments | kNeedsRope | (value_norm_ ? kNeedsValues : kNeedsNothing);
   }
 
-  absl::Status Score(Backend& backend, const ScoreInput& input, ScoreView scores) const override {
-    const SequenceInput& sequence = *input.sequence;
-    const ModelSpec& model = *sequence.model;
-    KVERN_ASSIGN_OR_RETURN(const auto basis, MomentBasisOf(sequence, moments_));
-    MomentBasis turned = TurnedTo(*basis, model.rope, sequence.logical_tokens);
+  absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
+    std::vector<Moments> moments;
+    moments.reserve(cohort.size());
+    std::vector<ExpectedAttentionArgs> args;
+    for (const ScoreInput& input : cohort) {
+      KVERN_ASSIGN_OR_RETURN(Moments of_sequence, MomentsOf(input));
+      args.push_back(ArgsOf(input, moments.emplace_back(std::move(of_sequence))));
+    }
+    return backend.ExpectedAttention(args);
+  }
+
+ private:
+  struct Moments {
+    MomentBasis turned;  // to the sequence's future, scaled as the op wants it
+    CountedMask counted;
+  };
+
+  absl::StatusOr<Moments> MomentsOf(const ScoreInput& input) const {
+    const ModelSpec& model = *input.sequence->model;
+    KVERN_ASSIGN_OR_RETURN(const auto basis, MomentBasisOf(*input.sequence, moments_));
+    Moments moments = {TurnedTo(*basis, model.rope, input.sequence->logical_tokens),
+                       AfterSinks(input.alive, input.sink_tokens)};
+    MomentBasis& turned = moments.turned;
     const double head_dim = model.head_dim;
     Multiply(1 / std::sqrt(head_dim), &turned.mean);
     // A factor is squared by the op, the covariance itself is not.
     Multiply(turned.full ? 0.5 / head_dim : std::sqrt(0.5 / head_dim), &turned.factors);
     Multiply(0.5 / head_dim, &turned.rest);
-    const CountedMask counted = AfterSinks(input.alive, input.sink_tokens);
-    const int64_t layers = sequence.Layers(), q_heads = model.q_heads;
-    return backend.ExpectedAttention(
-        {.keys = sequence.keys,
-         .values = sequence.values,
-         .q_heads = model.q_heads,
-         .rank = static_cast<int32_t>(turned.rank),
-         .full = turned.full,
-         .linear = Const(turned.mean, layers, q_heads, turned.head_dim),
-         .factors = Const(turned.factors, layers, q_heads, turned.rank, turned.head_dim),
-         .diagonal = turned.full ? TensorView<const double, 3>()
-                                 : Const(turned.rest, layers, q_heads, turned.head_dim),
-         .counted = counted.view,
-         .epsilon = epsilon_,
-         .value_norm = value_norm_,
-         .log = log_},
-        scores);
+    return moments;
   }
 
- private:
+  ExpectedAttentionArgs ArgsOf(const ScoreInput& input, const Moments& moments) const {
+    const SequenceInput& sequence = *input.sequence;
+    const MomentBasis& turned = moments.turned;
+    const int64_t layers = sequence.Layers(), q_heads = sequence.model->q_heads;
+    return {.keys = sequence.keys,
+            .values = sequence.values,
+            .q_heads = sequence.model->q_heads,
+            .rank = static_cast<int32_t>(turned.rank),
+            .full = turned.full,
+            .linear = Const(turned.mean, layers, q_heads, turned.head_dim),
+            .factors = Const(turned.factors, layers, q_heads, turned.rank, turned.head_dim),
+            .diagonal = turned.full ? TensorView<const double, 3>()
+                                    : Const(turned.rest, layers, q_heads, turned.head_dim),
+            .counted = moments.counted.view,
+            .epsilon = epsilon_,
+            .value_norm = value_norm_,
+            .log = log_,
+            .scores = input.scores};
+  }
+
   template <class... Extent>
   static TensorView<const double, sizeof...(Extent)> Const(const std::vector<double>& values,
                                                            Extent... extent) {

@@ -1,4 +1,6 @@
 // Keys of small norm attract attention in most heads: score = -|k|.
+#include <vector>
+
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/scorer.h"
 
@@ -8,9 +10,15 @@ namespace {
 class KeyNormScorer final : public Scorer {
  public:
   uint16_t Inputs() const override { return kNeedsNothing; }
-  absl::Status Score(Backend& backend, const ScoreInput& input, ScoreView scores) const override {
-    KVERN_RETURN_IF_ERROR(backend.RowNorms(input.sequence->keys, scores));
-    return backend.Scale(-1.0f, scores);
+  absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
+    std::vector<RowNormsArgs> args;
+    std::vector<ScoreView> norms;
+    for (const ScoreInput& input : cohort) {
+      args.push_back({input.sequence->keys, input.scores});
+      norms.push_back(input.scores);
+    }
+    KVERN_RETURN_IF_ERROR(backend.RowNorms(args));
+    return backend.Scale(-1.0f, norms);
   }
 };
 

@@ -1,4 +1,6 @@
 // Keys unlike the mean key direction carry what no other key does: score = -cos(k, mean unit key).
+#include <vector>
+
 #include "server/pipeline/scorer.h"
 
 namespace kvern::pipeline {
@@ -9,13 +11,17 @@ class KeyDiffScorer final : public Scorer {
   explicit KeyDiffScorer(const StageParams& params) : unrotate_(params.Bool("unrotate")) {}
 
   uint16_t Inputs() const override { return unrotate_ ? kNeedsRope : kNeedsNothing; }
-  absl::Status Score(Backend& backend, const ScoreInput& input, ScoreView scores) const override {
+  absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
     // The cosine is blind to the attention scaling that cached keys carry, so a pure rotation will
     // do.
-    return backend.KeyDiff({.keys = input.sequence->keys,
-                            .unrotate = unrotate_ ? input.rotation : nullptr,
-                            .alive = input.alive},
-                           scores);
+    std::vector<KeyDiffArgs> args;
+    for (const ScoreInput& input : cohort) {
+      args.push_back({.keys = input.sequence->keys,
+                      .unrotate = unrotate_ ? input.rotation : nullptr,
+                      .alive = input.alive,
+                      .scores = input.scores});
+    }
+    return backend.KeyDiff(args);
   }
 
  private:

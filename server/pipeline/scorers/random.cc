@@ -1,4 +1,7 @@
 // The control of every comparison: uniform numbers that depend on the token, not on where it lies.
+#include <vector>
+
+#include "kernels/base/status_macros.h"
 #include "server/pipeline/scorer.h"
 
 namespace kvern::pipeline {
@@ -21,23 +24,35 @@ class RandomScorer final : public Scorer {
       : seed_(static_cast<uint64_t>(params.Int("seed"))) {}
 
   uint16_t Inputs() const override { return kNeedsNothing; }
-  absl::Status Score(Backend&, const ScoreInput& input, ScoreView scores) const override {
-    const SequenceInput& sequence = *input.sequence;
-    for (int64_t layer = 0; layer < scores.shape[0]; ++layer) {
-      // The layer's index in the model: a subset of the layers draws the same numbers.
-      const uint64_t of_layer = Absorb(Mix(seed_), sequence.layer_indices[layer]);
-      for (int64_t head = 0; head < scores.shape[1]; ++head) {
-        const uint64_t of_head = Absorb(of_layer, head);
-        for (int64_t token = 0; token < scores.shape[2]; ++token) {
-          const uint64_t drawn = Absorb(of_head, sequence.Position(layer, head, token));
-          scores(layer, head, token) = static_cast<float>(drawn >> 40) * 0x1p-24f;  // [0, 1)
-        }
-      }
+  absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
+    for (const ScoreInput& input : cohort) {
+      const std::vector<float> drawn = Draw(input);
+      KVERN_RETURN_IF_ERROR(backend.CopyIn(std::as_bytes(std::span(drawn)),
+                                           reinterpret_cast<std::byte*>(input.scores.data)));
     }
     return absl::OkStatus();
   }
 
  private:
+  std::vector<float> Draw(const ScoreInput& input) const {
+    const SequenceInput& sequence = *input.sequence;
+    const int64_t layers = input.scores.shape[0], heads = input.scores.shape[1];
+    std::vector<float> scores;
+    scores.reserve(input.scores.Size());
+    for (int64_t layer = 0; layer < layers; ++layer) {
+      // The layer's index in the model: a subset of the layers draws the same numbers.
+      const uint64_t of_layer = Absorb(Mix(seed_), sequence.layer_indices[layer]);
+      for (int64_t head = 0; head < heads; ++head) {
+        const uint64_t of_head = Absorb(of_layer, head);
+        for (int64_t token = 0; token < input.scores.shape[2]; ++token) {
+          const uint64_t drawn = Absorb(of_head, sequence.Position(layer, head, token));
+          scores.push_back(static_cast<float>(drawn >> 40) * 0x1p-24f);  // [0, 1)
+        }
+      }
+    }
+    return scores;
+  }
+
   const uint64_t seed_;
 };
 

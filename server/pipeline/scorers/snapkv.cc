@@ -1,4 +1,6 @@
 // What the last queries attend to is what the next ones will: their attention, pooled over tokens.
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
@@ -18,29 +20,39 @@ class SnapKvScorer final : public Scorer {
   uint16_t Inputs() const override { return kNeedsQueryWindow; }
   int64_t ProtectedTail() const override { return window_; }
 
-  absl::Status Score(Backend& backend, const ScoreInput& input, ScoreView scores) const override {
-    const SequenceInput& sequence = *input.sequence;
-    const int64_t sent = sequence.side->window;
-    if (sent < window_) {
-      return WithReason(absl::FailedPreconditionError(absl::StrCat(
-                            "snapkv: q_window got ", sent, " queries, want at least ", window_)),
-                        "INPUT_MISSING");
+  absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
+    std::vector<WindowAttentionArgs> args;
+    for (const ScoreInput& input : cohort) {
+      KVERN_RETURN_IF_ERROR(CheckWindow(*input.sequence));
+      args.push_back({.keys = input.sequence->keys,
+                      .queries = LastQueries(*input.sequence),
+                      .pool = pool_,
+                      .pool_width = pool_width_,
+                      .group = group_,
+                      .scores = input.scores});
     }
-    const int64_t head_dim = sequence.model->head_dim;
-    auto queries = DenseView(sequence.side->q_window.data(), sequence.Layers(),
-                             int64_t{sequence.model->q_heads}, sent, head_dim);
-    // The last `window` of those sent.
-    queries.data += (sent - window_) * head_dim;
-    queries.shape[2] = window_;
-    return backend.WindowAttention({.keys = sequence.keys,
-                                    .queries = queries,
-                                    .pool = pool_,
-                                    .pool_width = pool_width_,
-                                    .group = group_},
-                                   scores);
+    return backend.WindowAttention(args);
   }
 
  private:
+  absl::Status CheckWindow(const SequenceInput& sequence) const {
+    const int64_t sent = sequence.side->window;
+    if (sent >= window_) return absl::OkStatus();
+    return WithReason(absl::FailedPreconditionError(absl::StrCat(
+                          "snapkv: q_window got ", sent, " queries, want at least ", window_)),
+                      "INPUT_MISSING");
+  }
+
+  // The last `window` of those sent.
+  TensorView<const float, 4> LastQueries(const SequenceInput& sequence) const {
+    const int64_t sent = sequence.side->window, head_dim = sequence.model->head_dim;
+    auto queries = DenseView(sequence.side->q_window.data(), sequence.Layers(),
+                             int64_t{sequence.model->q_heads}, sent, head_dim);
+    queries.data += (sent - window_) * head_dim;
+    queries.shape[2] = window_;
+    return queries;
+  }
+
   const int64_t window_;
   const int32_t pool_width_;
   const PoolKind pool_;

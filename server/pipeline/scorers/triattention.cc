@@ -2,6 +2,7 @@
 // positions scores the keys as they lie in the cache (retention.md 3.1, 3.2).
 #include <cmath>
 #include <complex>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/math.h"
@@ -52,25 +53,30 @@ class TriAttentionScorer final : public Scorer {
 
   uint16_t Inputs() const override { return kNeedsCentres | kNeedsRope; }
 
-  absl::Status Score(Backend& backend, const ScoreInput& input, ScoreView scores) const override {
-    const SequenceInput& sequence = *input.sequence;
-    const ModelSpec& model = *sequence.model;
-    KVERN_RETURN_IF_ERROR(CheckCentres(*sequence.calibrations->centres, sequence));
-    const TurnedCentres turned = TurnTo(sequence);
-    const int64_t bands = model.rope.Bands(), columns = static_cast<int64_t>(Columns());
-    return backend.TriAttention(
-        {.keys = sequence.keys,
-         .layout = model.rope.layout,
-         .bands = model.rope.Bands(),
-         .q_heads = model.q_heads,
-         .columns = static_cast<int32_t>(columns),
-         .u = DenseView(turned.u.data(), sequence.Layers(), int64_t{model.q_heads}, columns,
-                        2 * bands),
-         .w = DenseView(turned.w.data(), sequence.Layers(), int64_t{model.q_heads}, bands),
-         .candidates = input.candidates,
-         .zscore = zscore_,
-         .group = group_},
-        scores);
+  absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
+    std::vector<TurnedCentres> turned;
+    turned.reserve(cohort.size());
+    std::vector<TriAttentionArgs> args;
+    for (const ScoreInput& input : cohort) {
+      const SequenceInput& sequence = *input.sequence;
+      const RopeSpec& rope = sequence.model->rope;
+      KVERN_RETURN_IF_ERROR(CheckCentres(*sequence.calibrations->centres, sequence));
+      const TurnedCentres& centres = turned.emplace_back(TurnTo(sequence));
+      const int64_t layers = sequence.Layers(), q_heads = sequence.model->q_heads;
+      args.push_back({.keys = sequence.keys,
+                      .layout = rope.layout,
+                      .bands = rope.Bands(),
+                      .q_heads = sequence.model->q_heads,
+                      .columns = static_cast<int32_t>(Columns()),
+                      .u = DenseView(centres.u.data(), layers, q_heads,
+                                     static_cast<int64_t>(Columns()), int64_t{2} * rope.Bands()),
+                      .w = DenseView(centres.w.data(), layers, q_heads, int64_t{rope.Bands()}),
+                      .candidates = input.candidates,
+                      .zscore = zscore_,
+                      .group = group_,
+                      .scores = input.scores});
+    }
+    return backend.TriAttention(args);
   }
 
  private:

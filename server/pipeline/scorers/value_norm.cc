@@ -1,4 +1,6 @@
 // A token with a large value vector moves the attention output most: score = |v|.
+#include <vector>
+
 #include "server/pipeline/scorer.h"
 
 namespace kvern::pipeline {
@@ -7,8 +9,10 @@ namespace {
 class ValueNormScorer final : public Scorer {
  public:
   uint16_t Inputs() const override { return kNeedsValues; }
-  absl::Status Score(Backend& backend, const ScoreInput& input, ScoreView scores) const override {
-    return backend.RowNorms(input.sequence->values, scores);
+  absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
+    std::vector<RowNormsArgs> args;
+    for (const ScoreInput& input : cohort) args.push_back({input.sequence->values, input.scores});
+    return backend.RowNorms(args);
   }
 };
 

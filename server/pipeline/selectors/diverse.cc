@@ -1,5 +1,7 @@
 // A token whose value resembles one already picked adds little, so picks pay for their likeness
 // (alpha, retention.md 9.1).
+#include <vector>
+
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/selector.h"
 #include "server/pipeline/selectors/sharing.h"
@@ -17,17 +19,21 @@ class DiverseSelector final : public Selector {
 
   bool NeedsScores() const override { return true; }
   ShapeClass EqualCountsClass() const override { return ClassOf(sharing_.share); }
-  absl::Status Select(Backend& backend, const SelectInput& input, KeepList* keep) const override {
-    KVERN_RETURN_IF_ERROR(ShareScores(backend, sharing_, input, *keep));
-    return backend.Diverse({.scores = input.scores,
-                            .candidates = input.candidates,
-                            .forced = input.forced,
-                            .values = input.sequence->values,
-                            .lambda = lambda_,
-                            .scale = scale_,
-                            .tie = tie_,
-                            .groups = GroupsOf(sharing_.share, keep->layers, keep->kv_heads)},
-                           keep);
+  absl::Status Select(Backend& backend, std::span<const SelectInput> cohort) const override {
+    KVERN_RETURN_IF_ERROR(ShareScores(backend, sharing_, cohort));
+    std::vector<DiverseArgs> args;
+    for (const SelectInput& input : cohort) {
+      args.push_back({.scores = input.scores,
+                      .candidates = input.candidates,
+                      .forced = input.forced,
+                      .values = input.sequence->values,
+                      .lambda = lambda_,
+                      .scale = scale_,
+                      .tie = tie_,
+                      .groups = GroupsOf(sharing_.share, input.keep->layers, input.keep->kv_heads),
+                      .keep = input.keep});
+    }
+    return backend.Diverse(args);
   }
 
  private:

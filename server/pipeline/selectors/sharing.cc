@@ -21,7 +21,8 @@ bool SameRow(MaskView mask, Row a, Row b) {
   return true;
 }
 
-absl::Status CheckSame(const SelectInput& input, const KeepList& keep, Row a, Row b) {
+absl::Status CheckSame(const SelectInput& input, Row a, Row b) {
+  const KeepList& keep = *input.keep;
   const int64_t count_a = keep.Count(a.layer, a.head), count_b = keep.Count(b.layer, b.head);
   if (count_a != count_b) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -32,6 +33,19 @@ absl::Status CheckSame(const SelectInput& input, const KeepList& keep, Row a, Ro
     return absl::FailedPreconditionError(absl::StrCat(
         "share: got different protected or cached tokens for layer ", a.layer, " head ", a.head,
         " and layer ", b.layer, " head ", b.head, ", want them equal where sets are shared"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckGroups(const SelectInput& input,
+                         const std::vector<std::vector<int64_t>>& groups) {
+  const int64_t kv_heads = input.keep->kv_heads;
+  for (const std::vector<int64_t>& group : groups) {
+    for (const int64_t row : group) {
+      const Row first{group[0] / kv_heads, group[0] % kv_heads};
+      const absl::Status same = CheckSame(input, first, {row / kv_heads, row % kv_heads});
+      if (!same.ok()) return WithReason(same, "SHAPE_CLASS");
+    }
   }
   return absl::OkStatus();
 }
@@ -68,19 +82,18 @@ std::vector<std::vector<int64_t>> GroupsOf(Share share, int64_t layers, int64_t 
   return groups;
 }
 
-absl::Status ShareScores(Backend& backend, const Sharing& sharing, const SelectInput& input,
-                         const KeepList& keep) {
-  const auto groups = GroupsOf(sharing.share, keep.layers, keep.kv_heads);
-  for (const std::vector<int64_t>& group : groups) {
-    for (const int64_t row : group) {
-      const Row first{group[0] / keep.kv_heads, group[0] % keep.kv_heads};
-      const Row other{row / keep.kv_heads, row % keep.kv_heads};
-      const absl::Status same = CheckSame(input, keep, first, other);
-      if (!same.ok()) return WithReason(same, "SHAPE_CLASS");
-    }
+absl::Status ShareScores(Backend& backend, const Sharing& sharing,
+                         std::span<const SelectInput> cohort) {
+  if (sharing.share == Share::kNone) return absl::OkStatus();
+  std::vector<std::vector<std::vector<int64_t>>> groups;
+  groups.reserve(cohort.size());
+  std::vector<ShareRowsArgs> args;
+  for (const SelectInput& input : cohort) {
+    groups.push_back(GroupsOf(sharing.share, input.keep->layers, input.keep->kv_heads));
+    KVERN_RETURN_IF_ERROR(CheckGroups(input, groups.back()));
+    args.push_back({&groups.back(), sharing.reduce, input.scores});
   }
-  return groups.empty() ? absl::OkStatus()
-                        : backend.ShareRows(groups, sharing.reduce, input.scores);
+  return backend.ShareRows(args);
 }
 
 }  // namespace kvern::pipeline

@@ -3,6 +3,7 @@
 #define KVERN_SERVER_PIPELINE_SELECTORS_SHARING_H_
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -28,8 +29,8 @@ std::vector<std::vector<int64_t>> GroupsOf(Share share, int64_t layers, int64_t 
 
 // Replaces the scores of rows that share a set by one row. Errors: FailedPrecondition/SHAPE_CLASS
 // when rows of a group differ in count, candidates or forced tokens.
-absl::Status ShareScores(Backend& backend, const Sharing& sharing, const SelectInput& input,
-                         const KeepList& keep);
+absl::Status ShareScores(Backend& backend, const Sharing& sharing,
+                         std::span<const SelectInput> cohort);
 
 }  // namespace kvern::pipeline
 

@@ -29,12 +29,15 @@ class SinkRecentSelector final : public Selector {
  public:
   bool NeedsScores() const override { return false; }
   ShapeClass EqualCountsClass() const override { return ShapeClass::kS0; }
-  absl::Status Select(Backend&, const SelectInput& input, KeepList* keep) const override {
-    for (int64_t row = 0; row < keep->layers * keep->kv_heads; ++row) {
-      const int64_t layer = row / keep->kv_heads, head = row % keep->kv_heads;
-      const std::vector<int32_t> picks =
-          SelectRow(input.candidates, input.forced, row, keep->Count(layer, head));
-      std::copy(picks.begin(), picks.end(), keep->Row(layer, head));
+  absl::Status Select(Backend&, std::span<const SelectInput> cohort) const override {
+    for (const SelectInput& input : cohort) {
+      KeepList& keep = *input.keep;
+      for (int64_t row = 0; row < keep.layers * keep.kv_heads; ++row) {
+        const int64_t layer = row / keep.kv_heads, head = row % keep.kv_heads;
+        const std::vector<int32_t> picks =
+            SelectRow(input.candidates, input.forced, row, keep.Count(layer, head));
+        std::copy(picks.begin(), picks.end(), keep.Row(layer, head));
+      }
     }
     return absl::OkStatus();
   }

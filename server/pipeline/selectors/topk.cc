@@ -1,4 +1,6 @@
 // Keeps the highest scores.
+#include <vector>
+
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/selector.h"
 #include "server/pipeline/selectors/sharing.h"
@@ -14,13 +16,17 @@ class TopKSelector final : public Selector {
 
   bool NeedsScores() const override { return true; }
   ShapeClass EqualCountsClass() const override { return ClassOf(sharing_.share); }
-  absl::Status Select(Backend& backend, const SelectInput& input, KeepList* keep) const override {
-    KVERN_RETURN_IF_ERROR(ShareScores(backend, sharing_, input, *keep));
-    return backend.TopK({.scores = input.scores,
-                         .candidates = input.candidates,
-                         .forced = input.forced,
-                         .tie = tie_},
-                        keep);
+  absl::Status Select(Backend& backend, std::span<const SelectInput> cohort) const override {
+    KVERN_RETURN_IF_ERROR(ShareScores(backend, sharing_, cohort));
+    std::vector<TopKArgs> args;
+    for (const SelectInput& input : cohort) {
+      args.push_back({.scores = input.scores,
+                      .candidates = input.candidates,
+                      .forced = input.forced,
+                      .tie = tie_,
+                      .keep = input.keep});
+    }
+    return backend.TopK(args);
   }
 
  private:

@@ -43,7 +43,7 @@ class TailScorer : public Scorer {
  public:
   uint16_t Inputs() const override { return kNeedsNothing; }
   int64_t ProtectedTail() const override { return 16; }
-  absl::Status Score(Backend&, const ScoreInput&, ScoreView) const override {
+  absl::Status Score(Backend&, std::span<const ScoreInput>) const override {
     return absl::OkStatus();
   }
 };
