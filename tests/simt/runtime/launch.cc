@@ -65,7 +65,7 @@ cudaError_t Enqueue(const KernelCall& call, cudaStream_t stream) {
       try {
         RunGrid(shape, body, context.get());
       } catch (const Error& error) {
-        std::fprintf(stderr, "simt: %s\n", error.what());
+        std::fprintf(stderr, "%s\n", error.what());
         if (abort) std::abort();
         return Meaning(error.fault);
       }
