@@ -40,6 +40,17 @@ void OpenMeetings(int warp_index) {
   }
 }
 
+// `lane` returns: nobody may wait for it.
+void CheckMissing(int warp_index, uint32_t lane) {
+  if (machine.config.return_before_meeting) return;
+  const Warp& warp = machine.warps[warp_index];
+  for (uint32_t m = warp.waiting; m != 0; m &= m - 1) {
+    const WarpCall& call = machine.threads[warp_index * kWarpLanes + std::countr_zero(m)].call;
+    if ((call.mask & lane) == 0) continue;
+    Fail(Fault::kCollective, call.site, "a lane returned while others name it in their mask");
+  }
+}
+
 void OpenBarrier() {
   Barrier& barrier = machine.barrier;
   if (barrier.op == BarrierOp::kCount) barrier.result = barrier.true_count;
@@ -77,7 +88,7 @@ void StartBlock(int64_t block) {
   for (int w = 0; w < warps; ++w) {
     const int lanes = std::min(threads - w * kWarpLanes, kWarpLanes);
     const uint32_t present = lanes == kWarpLanes ? 0xFFFFFFFFu : (1u << lanes) - 1;
-    machine.warps[w] = {~present, 0};
+    machine.warps[w] = {~present, 0, 0};
     machine.schedule.MakeReady(w, present);
   }
   machine.arena.Start(static_cast<size_t>(machine.shape.shared_bytes));
@@ -88,12 +99,17 @@ void FinishThread() {
   const int warp_index = machine.current / kWarpLanes;
   Warp& warp = machine.warps[warp_index];
   machine.threads[machine.current].state = State::kDone;
-  warp.done |= 1u << machine.current % kWarpLanes;
+  const uint32_t lane = 1u << machine.current % kWarpLanes;
+  warp.done |= lane;
+  warp.returned |= lane;
   --machine.live;
-  if (warp.waiting != 0) OpenMeetings(warp_index);
+  if (warp.waiting != 0) {
+    CheckMissing(warp_index, lane);
+    OpenMeetings(warp_index);
+  }
   const Barrier& barrier = machine.barrier;
   if (barrier.arrived == 0) return;
-  if (!machine.config.exit_before_barrier) {
+  if (!machine.config.return_before_meeting) {
     Fail(Fault::kBarrier, barrier.site, "a thread returned while others wait at this barrier");
   }
   if (barrier.arrived == machine.live) OpenBarrier();
@@ -113,6 +129,9 @@ uint64_t MeetWarp(const WarpCall& call) {
   thread.call = call;
   thread.state = State::kAtWarp;
   Warp& warp = machine.warps[warp_index];
+  if ((call.mask & warp.returned) != 0 && !machine.config.return_before_meeting) {
+    Fail(Fault::kCollective, call.site, "the mask of a collective names a lane that has returned");
+  }
   warp.waiting |= 1u << lane;
   if ((call.mask & ~warp.done & ~warp.waiting) == 0) OpenMeetings(warp_index);
   Suspend();
@@ -125,7 +144,7 @@ int MeetBlock(BarrierOp op, int predicate, Site site) {
   if (barrier.arrived == 0) {
     barrier.op = op;
     barrier.site = site;
-    if (machine.live < machine.shape.threads && !machine.config.exit_before_barrier) {
+    if (machine.live < machine.shape.threads && !machine.config.return_before_meeting) {
       Fail(Fault::kBarrier, site, "threads wait at this barrier after others returned");
     }
   } else if (barrier.op != op || !SameLine(barrier.site, site)) {
@@ -147,24 +166,24 @@ int MeetBlock(BarrierOp op, int predicate, Site site) {
 }
 
 void DescribeDeadlock(char* text, size_t bytes) {
-  size_t used = static_cast<size_t>(std::snprintf(text, bytes, "no thread can go on:"));
+  size_t used = static_cast<size_t>(std::snprintf(text, bytes, "no thread can go on"));
+  const auto alike = [](const Thread& a, const Thread& b) {
+    return a.state == b.state && (a.state == State::kDone || SameLine(a.call.site, b.call.site));
+  };
   for (int t = 0; t < machine.shape.threads && used + 1 < bytes;) {
     const Thread& thread = machine.threads[t];
     int end = t + 1;
-    while (end < machine.shape.threads && machine.threads[end].state == thread.state &&
-           (thread.state == State::kDone ||
-            SameLine(machine.threads[end].call.site, thread.call.site)))
-      ++end;
-    const char* where = thread.state == State::kDone        ? "returned"
-                        : thread.state == State::kAtBarrier ? "wait at the barrier"
-                                                            : "wait for their warp";
-    used += static_cast<size_t>(
-        std::snprintf(text + used, bytes - used, " threads %d-%d %s", t, end - 1, where));
-    if (thread.state != State::kDone && used + 1 < bytes) {
-      used += static_cast<size_t>(std::snprintf(
-          text + used, bytes - used, " of %s:%d, mask %08x;", thread.call.site.file,
-          thread.call.site.line, thread.state == State::kAtWarp ? thread.call.mask : 0));
+    while (end < machine.shape.threads && alike(machine.threads[end], thread)) ++end;
+    char where[400] = "have returned";
+    const Site site = thread.call.site;
+    if (thread.state == State::kAtBarrier) {
+      std::snprintf(where, sizeof(where), "wait at the barrier of %s:%d", site.file, site.line);
+    } else if (thread.state == State::kAtWarp) {
+      std::snprintf(where, sizeof(where), "wait for mask %08x at %s:%d", thread.call.mask,
+                    site.file, site.line);
     }
+    used += static_cast<size_t>(
+        std::snprintf(text + used, bytes - used, "; threads %d-%d %s", t, end - 1, where));
     t = end;
   }
 }

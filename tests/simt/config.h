@@ -20,8 +20,9 @@ struct Config {
   Order order = Order::kForward;
   uint64_t seed = 0;
   StreamMode streams = StreamMode::kLazy;
-  // A thread may return while others of its block wait at a barrier (legal; house rules forbid it).
-  bool exit_before_barrier = false;
+  // A thread may return though others meet it at barriers or name it in masks (legal; the rules of
+  // kernels/cuda/device.h forbid it).
+  bool return_before_meeting = false;
   // Device memory faults when host code touches it outside DeviceAccess.
   bool hide_device_memory = false;
   // The check build counts sectors and bank conflicts for TakeMemStats.

@@ -70,6 +70,7 @@ void RunGrid(const GridShape& shape, void (*body)(void*), void* context) {
   ++machine.number;
   machine.config = Current();
   machine.failure.happened = false;
+  machine.failure.pc = nullptr;
   blockDim = {static_cast<unsigned>(shape.threads), 1, 1};
   gridDim = {static_cast<unsigned>(shape.blocks), 1, 1};
   if constexpr (kChecking) check::OnGridStart();

@@ -26,8 +26,9 @@ struct Thread {
 };
 
 struct Warp {
-  uint32_t done = 0;     // lanes that returned or never were
-  uint32_t waiting = 0;  // lanes kAtWarp
+  uint32_t done = 0;      // lanes that never were or returned
+  uint32_t returned = 0;  // only the latter
+  uint32_t waiting = 0;   // lanes kAtWarp
 };
 
 struct Barrier {
@@ -93,10 +94,12 @@ void FinishThread();  // the current one returned: opens what waited for it
 // Text of who waits where.
 void DescribeDeadlock(char* text, size_t bytes);
 
-// fibers.cc
+// threads.cc
 void RunBlock();  // on the launcher's stack, after StartBlock; the failure says how it went
 void Suspend();   // the current thread waits; returns when it was made ready and taken
 [[noreturn]] void Abandon();  // with the failure filled in
+// As Fail, for code known by its address.
+[[noreturn]] void FailAt(Fault fault, const void* pc, const char* text);
 
 // signals.cc: faults of kernels become failures of their grid, others go where they went before.
 void CatchFaults();

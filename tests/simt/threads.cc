@@ -89,10 +89,14 @@ void Abandon() {
   SwitchForGood(&machine.launcher, nullptr);
 }
 
+void FailAt(Fault fault, const void* pc, const char* text) {
+  machine.failure.pc = pc;
+  Fail(fault, {}, text);
+}
+
 void Fail(Fault fault, Site site, const char* text) {
   machine.failure.fault = fault;
   machine.failure.site = site;
-  machine.failure.pc = nullptr;
   // `text` may lie on a stack that is about to be abandoned.
   char* to = machine.failure.text;
   char* const end = to + sizeof(machine.failure.text) - 1;
@@ -105,7 +109,8 @@ void FailMisaligned(const void* address, size_t bytes) {
   char text[96];
   std::snprintf(text, sizeof(text), "%zu bytes at %p, which is not a multiple of that", bytes,
                 address);
-  Fail(Fault::kMisaligned, {}, text);
+  const auto* after = static_cast<const char*>(__builtin_return_address(0));
+  FailAt(Fault::kMisaligned, after - 1, text);
 }
 
 }  // namespace simt
