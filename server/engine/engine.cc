@@ -50,6 +50,7 @@ struct Engine::Impl {
   JobStop StopOf(const CompressJob& job) const {
     return JobStop(job.deadline, job.cancelled, &shutdown);
   }
+  absl::Status DeviceStatus() const;
   void Reject(const absl::Status& status);
   void TellEvictions();
 
@@ -67,9 +68,17 @@ struct Engine::Impl {
   std::unique_ptr<WorkQueue> queue;  // last: its tasks use all of the above
 };
 
+absl::Status Engine::Impl::DeviceStatus() const {
+  const absl::Status health = backend->Health();
+  if (health.ok()) return health;
+  return WithReason(absl::UnavailableError(absl::StrCat(
+                        "server: lost its device, nothing changed (", health.message(), ")")),
+                    "DEVICE_LOST");
+}
+
 void Engine::Impl::Reject(const absl::Status& status) {
   if (events == nullptr) return;
-  if (absl::IsUnavailable(status)) events->OnRejected(Rejection::kDraining);
+  if (ReasonOf(status) == "DRAINING") events->OnRejected(Rejection::kDraining);
   if (absl::IsDeadlineExceeded(status)) events->OnRejected(Rejection::kDeadline);
   if (ReasonOf(status) == "QUEUE_FULL") events->OnRejected(Rejection::kQueueFull);
 }
@@ -99,6 +108,7 @@ void Engine::Impl::TellEvictions() {
 absl::StatusOr<CompressResult> Engine::Impl::Run(const CompressJob& job,
                                                  const RegisteredModel& model,
                                                  absl::Duration waited) {
+  KVERN_RETURN_IF_ERROR(DeviceStatus());
   const Workplace workplace = {limits, *backend, models, pools, *store, remembered, events};
   const JobStop stop = StopOf(job);
   auto answer = RunCall(
@@ -199,6 +209,7 @@ void Engine::Compress(CompressJob job, Done done) {
     impl_->Reject(status);
     return done(status);
   }
+  if (absl::Status lost = impl_->DeviceStatus(); !lost.ok()) return done(std::move(lost));
   impl_->Admit(std::make_shared<const CompressJob>(std::move(job)), std::move(done));
 }
 
@@ -224,6 +235,7 @@ int64_t Engine::Release(const std::vector<std::string>& sequence_ids) {
 
 absl::Status Engine::DecodeStored(const memory::StoredSequence& sequence, absl::Time deadline,
                                   std::vector<std::byte>* k, std::vector<std::byte>* v) {
+  KVERN_RETURN_IF_ERROR(impl_->DeviceStatus());
   KVERN_ASSIGN_OR_RETURN(const auto model, impl_->models.Find(sequence.Info().model));
   const int64_t dense_bytes = DenseBytes(model->spec, sequence.Info());
   if (dense_bytes > impl_->limits.queued_bytes) {
@@ -264,6 +276,8 @@ EngineEvents* Engine::Events() const { return impl_->events; }
 const Limits& Engine::GetLimits() const { return impl_->limits; }
 absl::string_view Engine::BackendName() const { return impl_->backend->Name(); }
 absl::string_view Engine::InstructionSet() const { return impl_->backend->InstructionSet(); }
+
+absl::Status Engine::Health() const { return impl_->backend->Health(); }
 
 EngineGauges Engine::Gauges() const {
   impl_->TellEvictions();

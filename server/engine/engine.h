@@ -35,7 +35,7 @@ class Engine {
   // Admits the job and returns; `done` runs exactly once, on a worker thread or, for refusals and
   // replays, on the caller's. Whole-call errors: Unavailable (draining); ResourceExhausted (queue);
   // DeadlineExceeded / Cancelled before anything moved; InvalidArgument (request_id reused);
-  // NotFound/MODEL_UNKNOWN. Faults of one sequence are in its result.
+  // NotFound/MODEL_UNKNOWN; Unavailable/DEVICE_LOST. Faults of one sequence are in its result.
   void Compress(CompressJob job, Done done);
   absl::StatusOr<CompressResult> CompressAndWait(CompressJob job);
 
@@ -51,6 +51,8 @@ class Engine {
   absl::string_view BackendName() const;
   absl::string_view InstructionSet() const;
   EngineGauges Gauges() const;
+  // Not ok for ever once the backend's device is lost: then no call is taken any more.
+  absl::Status Health() const;
 
   // Decodes a packed stored sequence into dense K and V [layers, kv_heads, num_tokens, head_dim] on
   // the worker. Errors: as Compress.

@@ -15,16 +15,6 @@ namespace {
 
 using pipeline::Placement;
 
-// A fault that allocation throws must not skip the words for what it left behind.
-absl::Status MoveTokens(const Placing& placing, const pipeline::MoveTarget& target) {
-  try {
-    return pipeline::Move(placing.backend, placing.source.input, placing.policy, placing.plan,
-                          target);
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError("move: got no memory for scratch, want more of it");
-  }
-}
-
 int64_t BlockTokens(const BoundSource& source) { return source.pool->spec.block_tokens; }
 
 int64_t PrefixTokens(const Placing& placing) { return placing.source.input.readonly_prefix_tokens; }
@@ -38,6 +28,48 @@ pipeline::MoveTarget PoolTarget(const Placing& placing, const SequenceResult& re
   }
   target.first_slot = PrefixTokens(placing);
   return target;
+}
+
+std::vector<pipeline::MoveTarget> PoolTargets(PlacingCohort cohort) {
+  std::vector<pipeline::MoveTarget> targets;
+  for (const Placing* placing : cohort) targets.push_back(PoolTarget(*placing, placing->result));
+  return targets;
+}
+
+// Room for the kept tokens in the result.
+pipeline::MoveTarget DenseTarget(const Placing& placing) {
+  const pipeline::SequenceInput& input = placing.source.input;
+  SequenceResult& result = placing.result;
+  const int64_t head_dim = input.model->head_dim;
+  const DType dtype = placing.source.dtype;
+  const int64_t layer_bytes = input.KvHeads() * placing.plan.max_kept * head_dim * SizeOf(dtype);
+  result.k.resize(input.Layers() * layer_bytes);
+  result.v.resize(input.Layers() * layer_bytes);
+  pipeline::MoveTarget target;
+  for (int64_t layer = 0; layer < input.Layers(); ++layer) {
+    const auto view = [&](std::vector<std::byte>& bytes) {
+      return DenseKvRef(dtype, bytes.data() + layer * layer_bytes, input.KvHeads(),
+                        placing.plan.max_kept, head_dim);
+    };
+    target.keys.push_back(view(result.k));
+    target.values.push_back(view(result.v));
+  }
+  return target;
+}
+
+void ReturnPacked(PlacingCohort cohort) {
+  std::vector<pipeline::PackTask> tasks;
+  for (const Placing* placing : cohort) {
+    tasks.push_back({&placing->source.input, &placing->policy, &placing->plan});
+  }
+  auto packed = pipeline::Pack(cohort[0]->backend, tasks);
+  for (size_t at = 0; at < cohort.size(); ++at) {
+    Placing& placing = *cohort[at];
+    placing.status = packed.status();
+    if (!packed.ok()) continue;
+    placing.result.packed = std::move((*packed)[at]);
+    placing.result.moved_bytes = placing.result.packed->Bytes();
+  }
 }
 
 int64_t MovedBytes(const Placing& placing) {
@@ -92,55 +124,88 @@ void KeepTable(const BoundSource& source, SequenceResult* result) {
   result->next_slot = NextSlot(result->block_ids, source.input.Tokens(), BlockTokens(source));
 }
 
-absl::Status CopyTo(const Placing& placing, SequenceResult* result) {
-  KVERN_RETURN_IF_ERROR(Hit(Failpoint::kBeforeCopyMove));
-  {
-    const MoveStop stop(&placing.stop, Failpoint::kWithinCopyMove, /*first_questions=*/2);
-    const BoundStop bound(placing.backend, &stop, &placing.stop);
-    KVERN_RETURN_IF_ERROR(MoveTokens(placing, PoolTarget(placing, *result)));
+std::vector<Placing*> Unharmed(PlacingCohort cohort) {
+  std::vector<Placing*> unharmed;
+  for (Placing* placing : cohort) {
+    if (placing->status.ok()) unharmed.push_back(placing);
   }
-  result->moved_bytes = MovedBytes(placing);
-  return Hit(Failpoint::kAfterCopyMove);
+  return unharmed;
 }
 
-absl::Status Compact(const Placing& placing, SequenceResult* result) {
-  pipeline::MoveTarget target = PoolTarget(placing, *result);
-  target.in_place = true;
-  KVERN_RETURN_IF_ERROR(placing.stop.Check());
+absl::Status MoveTokens(PlacingCohort cohort, std::vector<pipeline::MoveTarget> targets) {
+  // A fault that allocation throws must not skip the words for what it left behind.
+  try {
+    std::vector<pipeline::MoveTask> tasks;
+    for (size_t at = 0; at < cohort.size(); ++at) {
+      const Placing& placing = *cohort[at];
+      tasks.push_back(
+          {&placing.source.input, &placing.policy, &placing.plan, std::move(targets[at])});
+    }
+    KVERN_RETURN_IF_ERROR(pipeline::Move(cohort[0]->backend, tasks));
+    return cohort[0]->backend.Finish();
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError("move: got no memory for scratch, want more of it");
+  }
+}
+
+void CopyTo(PlacingCohort cohort) {
+  for (Placing* placing : cohort) placing->status = Hit(Failpoint::kBeforeCopyMove);
+  const std::vector<Placing*> moving = Unharmed(cohort);
+  if (moving.empty()) return;
+  absl::Status moved;
+  {
+    const JobStop& job_stop = moving[0]->stop;
+    const MoveStop stop(&job_stop, Failpoint::kWithinCopyMove, /*first_questions=*/2);
+    const BoundStop bound(moving[0]->backend, &stop, &job_stop);
+    moved = MoveTokens(moving, PoolTargets(moving));
+  }
+  for (Placing* placing : moving) {
+    placing->status = moved;
+    if (!moved.ok()) continue;
+    placing->result.moved_bytes = MovedBytes(*placing);
+    placing->status = Hit(Failpoint::kAfterCopyMove);
+  }
+}
+
+void Compact(PlacingCohort cohort) {
+  std::vector<pipeline::MoveTarget> targets = PoolTargets(cohort);
+  for (pipeline::MoveTarget& target : targets) target.in_place = true;
+  const JobStop& job_stop = cohort[0]->stop;
+  const absl::Status wanted = job_stop.Check();
+  for (Placing* placing : cohort) placing->status = wanted;
+  if (!wanted.ok()) return;
   // From here on the only live copy is being rewritten: the move runs to its end, whoever left.
   const MoveStop stop(nullptr, Failpoint::kWithinCompactMove, /*first_questions=*/1);
-  const BoundStop bound(placing.backend, IsSet(Failpoint::kWithinCompactMove) ? &stop : nullptr,
-                        &placing.stop);
-  const absl::Status moved = MoveTokens(placing, target);
-  if (!moved.ok()) return Poisoned(absl::StatusCodeToString(moved.code()));
-  result->moved_bytes = MovedBytes(placing);
-  return absl::OkStatus();
+  const BoundStop bound(cohort[0]->backend, IsSet(Failpoint::kWithinCompactMove) ? &stop : nullptr,
+                        &job_stop);
+  const absl::Status moved = MoveTokens(cohort, std::move(targets));
+  for (Placing* placing : cohort) {
+    if (moved.ok()) {
+      placing->result.moved_bytes = MovedBytes(*placing);
+    } else {
+      placing->status = Poisoned(absl::StatusCodeToString(moved.code()));
+    }
+  }
 }
 
-absl::Status Return(const Placing& placing, SequenceResult* result) {
-  if (placing.policy.codecs.Packs()) {
-    KVERN_ASSIGN_OR_RETURN(result->packed, pipeline::Pack(placing.backend, placing.source.input,
-                                                          placing.policy, placing.plan, {}));
-    result->moved_bytes = result->packed->Bytes();
-    return absl::OkStatus();
+void Return(PlacingCohort cohort) {
+  if (cohort[0]->policy.codecs.Packs()) return ReturnPacked(cohort);
+  std::vector<pipeline::MoveTarget> targets;
+  for (Placing* placing : cohort) {
+    try {
+      targets.push_back(DenseTarget(*placing));
+    } catch (const std::bad_alloc&) {
+      placing->status =
+          absl::ResourceExhaustedError("return: got no memory for k and v, want more of it");
+    }
   }
-  const pipeline::SequenceInput& input = placing.source.input;
-  const int64_t head_dim = input.model->head_dim;
-  const DType dtype = placing.source.dtype;
-  const int64_t layer_bytes = input.KvHeads() * placing.plan.max_kept * head_dim * SizeOf(dtype);
-  result->k.resize(input.Layers() * layer_bytes);
-  result->v.resize(input.Layers() * layer_bytes);
-  pipeline::MoveTarget target;
-  for (int64_t layer = 0; layer < input.Layers(); ++layer) {
-    const auto view = [&](std::vector<std::byte>& bytes) {
-      return DenseKvRef(dtype, bytes.data() + layer * layer_bytes, input.KvHeads(),
-                        placing.plan.max_kept, head_dim);
-    };
-    target.keys.push_back(view(result->k));
-    target.values.push_back(view(result->v));
+  const std::vector<Placing*> moving = Unharmed(cohort);
+  if (moving.empty()) return;
+  const absl::Status moved = MoveTokens(moving, std::move(targets));
+  for (Placing* placing : moving) {
+    placing->result.moved_bytes = MovedBytes(*placing);
+    placing->status = moved;
   }
-  result->moved_bytes = MovedBytes(placing);
-  return MoveTokens(placing, target);
 }
 
 absl::Status Poisoned(absl::string_view code) {

@@ -3,6 +3,8 @@
 #define KVERN_SERVER_ENGINE_PLACEMENT_H_
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -17,7 +19,7 @@
 
 namespace kvern::engine {
 
-// A decided sequence on its way to its place; all borrowed.
+// A decided and described sequence on its way to its place; all borrowed.
 struct Placing {
   Backend& backend;
   const JobStop& stop;
@@ -26,7 +28,12 @@ struct Placing {
   const BoundSource& source;
   const pipeline::ResolvedPolicy& policy;
   const pipeline::KeepPlan& plan;
+  SequenceResult& result;
+  std::shared_ptr<memory::StoredSequence> stored = nullptr;  // TO_STORE: written, not committed
+  absl::Status status = absl::OkStatus();                    // why it did not arrive
 };
+// Sequences of one placement, dtype and model that move together; not empty.
+using PlacingCohort = std::span<Placing* const>;
 
 // Fills block_ids, freed_block_ids and next_slot of a paged result that holds `tokens` per longest
 // row. Errors: FailedPrecondition/DESTINATION_TOO_SMALL naming the number of blocks needed.
@@ -35,19 +42,31 @@ absl::Status PlanTable(const BoundSource& source, pipeline::Placement placement,
 // The table of a sequence that stays as it is.
 void KeepTable(const BoundSource& source, SequenceResult* result);
 
+// Each of these moves all sequences by one op per stage and waits until their bytes lie where they
+// shall. What keeps one of them from moving is its own error; a fault or a stop on the way is the
+// error of all that moved with it.
+//
 // Writes the kept tokens into the table that PlanTable made. On any error, a stop included, the old
 // view is intact.
-absl::Status CopyTo(const Placing& placing, SequenceResult* result);
+void CopyTo(PlacingCohort cohort);
 // Packs forward in place. Errors: of a stop, before anything moved; DataLoss/SEQUENCE_POISONED
 // after.
-absl::Status Compact(const Placing& placing, SequenceResult* result);
+void Compact(PlacingCohort cohort);
 // Fills k and v, or packed.
-absl::Status Return(const Placing& placing, SequenceResult* result);
-// Writes a stored sequence and publishes it: under the id of a stored source in its stead, else
-// under the job's sequence_id. Errors: InvalidArgument for an id that the store does not take;
-// AlreadyExists; Aborted/EPOCH_MISMATCH; ResourceExhausted. Nothing changes then.
-absl::Status ToStore(const Placing& placing, memory::Store& store, SequenceResult* result);
-// Errors of ToStore that can be told before any work.
+void Return(PlacingCohort cohort);
+// Writes stored sequences that nobody sees before CommitToStore.
+void WriteToStore(PlacingCohort cohort, memory::Store& store);
+
+// Those without an error so far.
+std::vector<Placing*> Unharmed(PlacingCohort cohort);
+// Moves the kept tokens to `targets`, one per sequence, and waits for them.
+absl::Status MoveTokens(PlacingCohort cohort, std::vector<pipeline::MoveTarget> targets);
+
+// Publishes what WriteToStore wrote: under the id of a stored source in its stead, else under the
+// job's sequence_id. Errors: AlreadyExists; Aborted/EPOCH_MISMATCH; ResourceExhausted. Nothing
+// changes then.
+absl::Status CommitToStore(const Placing& placing, memory::Store& store);
+// InvalidArgument for an id that the store does not take.
 absl::Status CheckStoreId(const SequenceJob& job);
 
 // Leading slots that hold, in every row, the token and the rotation they held before.

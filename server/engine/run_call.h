@@ -3,8 +3,8 @@
 #define KVERN_SERVER_ENGINE_RUN_CALL_H_
 
 #include "absl/status/statusor.h"
+#include "server/engine/call_run.h"
 #include "server/engine/compress_job.h"
-#include "server/engine/run_sequence.h"
 
 namespace kvern::engine {
 

@@ -258,6 +258,28 @@ absl::Status BindDetails(const SequenceJob& job, BoundSource* source) {
   return absl::OkStatus();
 }
 
+absl::Status Stage(Backend& backend, BoundSource* source) {
+  if (source->staged) return absl::OkStatus();
+  pipeline::SequenceInput& input = source->input;
+  BoundSource::Staged staged;
+  KVERN_ASSIGN_OR_RETURN(staged.keys, backend.Stage(input.keys));
+  KVERN_ASSIGN_OR_RETURN(staged.values, backend.Stage(input.values));
+  staged.source_keys = std::move(input.keys);
+  staged.source_values = std::move(input.values);
+  input.keys = staged.keys.rows;
+  input.values = staged.values.rows;
+  PointAtLengths(source);
+  source->staged = std::move(staged);
+  return absl::OkStatus();
+}
+
+void Unstage(BoundSource* source) {
+  if (!source->staged) return;
+  source->input.keys = std::move(source->staged->source_keys);
+  source->input.values = std::move(source->staged->source_values);
+  source->staged.reset();
+}
+
 pipeline::Availability AvailabilityOf(const BoundSource& source) {
   pipeline::Availability available;
   available.source = source.kind;

@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/backend.h"
 #include "server/engine/compress_job.h"
 #include "server/engine/model_registry.h"
 #include "server/engine/slot_positions.h"
@@ -33,6 +35,11 @@ struct BoundSource {
   std::vector<int32_t> lengths;                    // [layers * kv_heads], empty: all equal
   DType dtype = DType::kBF16;
   memory::EngineLabel engine = memory::EngineLabel::kOther;
+  struct Staged {
+    StagedRows keys, values;
+    std::vector<KvRef> source_keys, source_values;  // the memory itself
+  };
+  std::optional<Staged> staged;  // set: `input` reads these rows
 
   SlotShape Shape() const;
   // Elements held by one (layer, kv_head) token, K and V together, in bytes.
@@ -55,6 +62,12 @@ absl::StatusOr<std::unique_ptr<BoundSource>> BindSource(const SequenceJob& job,
 // Checks what else the job says of a bound source: ranges, prefix, side tensors. Sets those members
 // of `source->input`.
 absl::Status BindDetails(const SequenceJob& job, BoundSource* source);
+
+// Has `source->input` read rows where ops of the backend reach them, copied there at most once;
+// until Unstage. Errors: ResourceExhausted when the device holds no copy more, and of stops.
+absl::Status Stage(Backend& backend, BoundSource* source);
+// `source->input` reads the memory itself again, copies are gone.
+void Unstage(BoundSource* source);
 
 // What the stages can count on.
 pipeline::Availability AvailabilityOf(const BoundSource& source);

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
@@ -61,57 +62,90 @@ std::vector<Float16> FrozenMean(const Placing& placing, const Store& store,
   return (*earlier)->Info().mean_key;
 }
 
-absl::StatusOr<std::shared_ptr<StoredSequence>> WritePacked(const Placing& placing, Store& store,
-                                                            StoredInfo info,
-                                                            SequenceResult* result) {
-  const std::vector<Float16> frozen = FrozenMean(placing, store, info);
-  KVERN_ASSIGN_OR_RETURN(
-      pipeline::PackedKv packed,
-      pipeline::Pack(placing.backend, placing.source.input, placing.policy, placing.plan, frozen));
+absl::Status StorePacked(Placing& placing, Store& store, pipeline::PackedKv packed) {
+  StoredInfo info = InfoOf(placing);
   info.table = packed.table;
   info.mean_key = packed.mean_key;
   const auto block_bytes = static_cast<int64_t>(packed.blocks.size());
-  KVERN_ASSIGN_OR_RETURN(std::shared_ptr<StoredSequence> stored,
-                         store.AllocatePacked(std::move(info), block_bytes));
+  KVERN_ASSIGN_OR_RETURN(placing.stored, store.AllocatePacked(std::move(info), block_bytes));
   if (block_bytes > 0) {
-    std::memcpy(stored->Blocks().data(), packed.blocks.data(), packed.blocks.size());
+    std::memcpy(placing.stored->Blocks().data(), packed.blocks.data(), packed.blocks.size());
   }
-  result->moved_bytes = packed.Bytes();
-  result->packed = std::move(packed);  // the report reads its counts, then drops it
-  return stored;
+  placing.result.moved_bytes = packed.Bytes();
+  placing.result.packed = std::move(packed);  // the report reads its counts, then drops it
+  return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<StoredSequence>> WriteDense(const Placing& placing, Store& store,
-                                                           StoredInfo info,
-                                                           SequenceResult* result) {
-  KVERN_ASSIGN_OR_RETURN(std::shared_ptr<StoredSequence> stored,
-                         store.AllocateDense(std::move(info)));
+void WritePacked(PlacingCohort cohort, Store& store) {
+  std::vector<std::vector<Float16>> frozen;
+  for (const Placing* placing : cohort) {
+    frozen.push_back(FrozenMean(*placing, store, InfoOf(*placing)));
+  }
+  std::vector<pipeline::PackTask> tasks;
+  for (size_t at = 0; at < cohort.size(); ++at) {
+    const Placing& placing = *cohort[at];
+    tasks.push_back({&placing.source.input, &placing.policy, &placing.plan, frozen[at]});
+  }
+  auto packed = pipeline::Pack(cohort[0]->backend, tasks);
+  for (size_t at = 0; at < cohort.size(); ++at) {
+    Placing& placing = *cohort[at];
+    placing.status =
+        packed.ok() ? StorePacked(placing, store, std::move((*packed)[at])) : packed.status();
+  }
+}
+
+absl::StatusOr<pipeline::MoveTarget> StoreDense(Placing& placing, Store& store) {
+  KVERN_ASSIGN_OR_RETURN(placing.stored, store.AllocateDense(InfoOf(placing)));
   pipeline::MoveTarget target;
   for (int64_t layer = 0; layer < placing.source.input.Layers(); ++layer) {
-    target.keys.push_back(stored->Keys(layer));
-    target.values.push_back(stored->Values(layer));
+    target.keys.push_back(placing.stored->Keys(layer));
+    target.values.push_back(placing.stored->Values(layer));
   }
-  KVERN_RETURN_IF_ERROR(
-      pipeline::Move(placing.backend, placing.source.input, placing.policy, placing.plan, target));
-  result->moved_bytes =
-      static_cast<int64_t>(placing.plan.keep.tokens.size()) * placing.source.TokenBytes();
-  return stored;
+  return target;
 }
 
-absl::Status Publish(const Placing& placing, Store& store,
-                     std::shared_ptr<StoredSequence> sequence) {
-  KVERN_RETURN_IF_ERROR(Hit(Failpoint::kBeforeStoreCommit));
-  if (placing.source.stored != nullptr) {
-    return store.Publish(std::move(sequence), Store::Commit::kReplace,
-                         placing.source.stored->Info().epoch);
+void WriteDense(PlacingCohort cohort, Store& store) {
+  std::vector<pipeline::MoveTarget> targets;
+  for (Placing* placing : cohort) {
+    auto target = StoreDense(*placing, store);
+    placing->status = target.status();
+    if (target.ok()) targets.push_back(*std::move(target));
   }
-  const auto earlier = store.Peek(sequence->Info().id);
-  const bool renews = earlier.ok() && Renews(placing, (*earlier)->Info());
-  return store.Publish(std::move(sequence), renews ? Store::Commit::kReplace : Store::Commit::kNew,
-                       placing.job.epoch);
+  const std::vector<Placing*> moving = Unharmed(cohort);
+  if (moving.empty()) return;
+  const absl::Status moved = MoveTokens(moving, std::move(targets));
+  for (Placing* placing : moving) {
+    placing->status = moved;
+    placing->result.moved_bytes =
+        static_cast<int64_t>(placing->plan.keep.tokens.size()) * placing->source.TokenBytes();
+  }
 }
 
 }  // namespace
+
+void WriteToStore(PlacingCohort cohort, Store& store) {
+  if (cohort[0]->policy.codecs.Packs()) {
+    WritePacked(cohort, store);
+  } else {
+    WriteDense(cohort, store);
+  }
+}
+
+absl::Status CommitToStore(const Placing& placing, Store& store) {
+  KVERN_RETURN_IF_ERROR(Hit(Failpoint::kBeforeStoreCommit));
+  const std::string id = placing.stored->Info().id;
+  if (placing.source.stored != nullptr) {
+    KVERN_RETURN_IF_ERROR(store.Publish(placing.stored, Store::Commit::kReplace,
+                                        placing.source.stored->Info().epoch));
+  } else {
+    const auto earlier = store.Peek(id);
+    const bool renews = earlier.ok() && Renews(placing, (*earlier)->Info());
+    KVERN_RETURN_IF_ERROR(store.Publish(
+        placing.stored, renews ? Store::Commit::kReplace : Store::Commit::kNew, placing.job.epoch));
+  }
+  placing.result.stored_sequence = id;
+  return absl::OkStatus();
+}
 
 absl::Status CheckStoreId(const SequenceJob& job) {
   if (std::holds_alternative<StoredSource>(job.source)) return absl::OkStatus();
@@ -123,18 +157,6 @@ absl::Status CheckStoreId(const SequenceJob& job) {
   return WithField(absl::InvalidArgumentError("sequence_id: got one that cannot name a stored "
                                               "sequence, want 1..128 bytes of [A-Za-z0-9_.-]"),
                    "sequence_id");
-}
-
-absl::Status ToStore(const Placing& placing, Store& store, SequenceResult* result) {
-  StoredInfo info = InfoOf(placing);
-  const std::string id = info.id;
-  auto written = placing.policy.codecs.Packs()
-                     ? WritePacked(placing, store, std::move(info), result)
-                     : WriteDense(placing, store, std::move(info), result);
-  KVERN_RETURN_IF_ERROR(written.status());
-  KVERN_RETURN_IF_ERROR(Publish(placing, store, *std::move(written)));
-  result->stored_sequence = id;
-  return absl::OkStatus();
 }
 
 }  // namespace kvern::engine

@@ -87,6 +87,7 @@ std::vector<std::string> ReasonLabels() {
           "DESTINATION_TOO_SMALL",
           "SEQUENCE_PACKED",
           "SEQUENCE_POISONED",
+          "DEVICE_LOST",
           "other"};
 }
 

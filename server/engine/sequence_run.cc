@@ -1,9 +1,8 @@
 // All refusals come before the first byte moves; after it there is publishing, which cannot fail.
-#include "server/engine/run_sequence.h"
+#include "server/engine/sequence_run.h"
 
 #include <algorithm>
 #include <limits>
-#include <memory>
 #include <new>
 #include <utility>
 
@@ -12,12 +11,7 @@
 #include "absl/time/clock.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
-#include "server/engine/placement.h"
 #include "server/engine/report.h"
-#include "server/engine/response_size.h"
-#include "server/engine/source.h"
-#include "server/pipeline/plan.h"
-#include "server/pipeline/resolve.h"
 
 namespace kvern::engine {
 namespace {
@@ -47,63 +41,54 @@ ShapeClass ClassOfCounts(const std::vector<int32_t>& counts, int64_t kv_heads) {
   return lowest;
 }
 
-class SequenceRun {
- public:
-  SequenceRun(CallRun* call, size_t index, SequenceResult* result)
-      : call_(*call), job_(call->job.sequences[index]), result_(*result) {}
+// Only a path inside the sequence is known below; the caller knows the request's.
+absl::Status InRequest(const absl::Status& status, const SequenceJob& job, size_t index) {
+  const std::string field = FieldOf(status);
+  if (field.empty() || absl::StartsWith(field, "sequences[")) return status;
+  if (absl::StartsWith(field, "policy") && !job.policy.has_value()) return status;
+  return WithField(status, absl::StrCat("sequences[", index, "].", field));
+}
 
-  absl::Status Run() {
-    KVERN_RETURN_IF_ERROR(job_.edge_status);
-    KVERN_RETURN_IF_ERROR(call_.stop.Check());
-    KVERN_RETURN_IF_ERROR(Bind());
-    KVERN_RETURN_IF_ERROR(Decide());
-    KVERN_RETURN_IF_ERROR(Plan());
-    Describe();
-    if (!call_.job.validate_only) {
-      KVERN_RETURN_IF_ERROR(Place());
-      KVERN_RETURN_IF_ERROR(Publish());
-    }
-    Finish();
-    return absl::OkStatus();
+}  // namespace
+
+SequenceRun::SequenceRun(CallRun* call, size_t index)
+    : call_(*call),
+      job_(call->job.sequences[index]),
+      index_(index),
+      planned_(absl::InternalError("plan: got none, want one before it is taken")) {
+  result_.sequence_id = job_.sequence_id;
+  result_.epoch = job_.epoch;
+  result_.logical_tokens = result_.dropped_tokens = job_.logical_tokens;
+  result_.queue_us = call->queue_us;
+  result_.preset = (job_.policy.has_value() ? *job_.policy : call->job.policy).preset;
+}
+
+void SequenceRun::Do(Phase phase) {
+  if (!Ok()) return;
+  try {
+    status_ = (this->*phase)();
+  } catch (const std::bad_alloc&) {
+    FailForMemory();
   }
+}
 
-  bool MovedInPlace() const {
-    return policy_.placement == Placement::kCompact && result_.moved_bytes > 0;
-  }
+void SequenceRun::FailForMemory() {
+  const bool moved_in_place = policy_.placement == Placement::kCompact && result_.moved_bytes > 0;
+  Fail(moved_in_place
+           ? Poisoned("RESOURCE_EXHAUSTED")
+           : absl::ResourceExhaustedError("sequence: got no memory for its plan, want more of it"));
+}
 
-  memory::EngineLabel Engine() const {
-    return source_ == nullptr ? memory::EngineLabel::kOther : source_->engine;
-  }
+absl::Status SequenceRun::Begin() {
+  KVERN_RETURN_IF_ERROR(job_.edge_status);
+  KVERN_RETURN_IF_ERROR(call_.stop.Check());
+  KVERN_RETURN_IF_ERROR(Bind());
+  return Decide();
+}
 
- private:
-  absl::Status Bind();
-  absl::Status BindPositions();
-  absl::Status CheckEpoch();
-  absl::Status Decide();
-  bool IsIdentity() const;
-  SlotOwner Owner() const {
-    return {call_.model.id, source_->paged->pool, source_->Shape().Rows()};
-  }
-  absl::Status CheckShape(ShapeClass shape) const;
-  absl::Status CheckResponse();
-  absl::Status Plan();
-  absl::Status Place();
-  absl::Status Publish();
-  void Describe();
-  void DescribeSlots();
-  void Finish();
-
-  CallRun& call_;
-  const SequenceJob& job_;
-  SequenceResult& result_;
-  std::unique_ptr<BoundSource> source_;
-  std::shared_ptr<const RememberedSlots> remembered_;
-  pipeline::ResolvedPolicy policy_;
-  ResponseFields fields_;
-  pipeline::KeepPlan plan_;
-  bool identity_ = false;
-  std::shared_ptr<const RememberedSlots> slots_;  // to be remembered
-};
+SlotOwner SequenceRun::Owner() const {
+  return {call_.model.id, source_->paged->pool, source_->Shape().Rows()};
+}
 
 absl::Status SequenceRun::CheckEpoch() {
   if (job_.epoch == std::numeric_limits<uint64_t>::max()) {
@@ -219,7 +204,10 @@ absl::Status SequenceRun::Decide() {
   if (!identity_) {
     KVERN_RETURN_IF_ERROR(CheckShape(ClassOfCounts(plan_.counts.counts, source_->input.KvHeads())));
   }
-  if (!WritesPool(policy_.placement)) return absl::OkStatus();
+  return WritesPool(policy_.placement) ? PlanBlocks() : absl::OkStatus();
+}
+
+absl::Status SequenceRun::PlanBlocks() {
   if (identity_) {
     KeepTable(*source_, &result_);
     return absl::OkStatus();
@@ -229,48 +217,53 @@ absl::Status SequenceRun::Decide() {
   return PlanTable(*source_, policy_.placement, longest, &result_);
 }
 
-absl::Status SequenceRun::Plan() {
-  KVERN_ASSIGN_OR_RETURN(plan_,
-                         pipeline::PlanKeep(call_.workplace.backend, source_->input, policy_));
+bool SequenceRun::Moves() const {
+  if (call_.job.validate_only || policy_.placement == Placement::kIndicesOnly) return false;
+  // A caller that gets bytes back gets them, changed or not.
+  return !identity_ || policy_.placement == Placement::kReturn;
+}
+
+std::string SequenceRun::Stages() const {
+  return absl::StrCat(policy_.ScorerText(), "|", pipeline::ToText(policy_.selector_spec), "|",
+                      pipeline::ToText(policy_.codecs.k), "|", pipeline::ToText(policy_.codecs.v),
+                      "|", static_cast<int>(policy_.positions), "|",
+                      static_cast<int>(policy_.placement), "|", static_cast<int>(source_->dtype));
+}
+
+absl::Status SequenceRun::Stage() {
+  const bool scores = !policy_.scorers.empty() && !plan_.counts.EverythingStays(source_->input);
+  if (!scores && !Moves()) return absl::OkStatus();
+  return engine::Stage(call_.workplace.backend, source_.get());
+}
+
+pipeline::KeepTask SequenceRun::ToPlan() const {
+  return {.input = &source_->input,
+          .policy = &policy_,
+          .counts = &plan_.counts,
+          .want_scores = fields_.scores};
+}
+
+absl::Status SequenceRun::TakePlan() {
+  KVERN_RETURN_IF_ERROR(planned_.status());
+  plan_ = *std::move(planned_);
   result_.micros.plan += plan_.micros.plan;
   result_.micros.score = plan_.micros.score;
   result_.micros.select = plan_.micros.select;
   return identity_ ? absl::OkStatus() : CheckShape(plan_.shape_class);
 }
 
-absl::Status SequenceRun::Place() {
-  // A caller that gets bytes back gets them, changed or not.
-  const bool moves = !identity_ || policy_.placement == Placement::kReturn;
-  if (!moves) return absl::OkStatus();
-  const Placing placing = {
-      call_.workplace.backend, call_.stop, job_, call_.model.id, *source_, policy_, plan_};
-  const absl::Time start = absl::Now();
-  absl::Status placed;
-  switch (policy_.placement) {
-    case Placement::kCopyTo:
-      placed = CopyTo(placing, &result_);
-      break;
-    case Placement::kCompact:
-      placed = Compact(placing, &result_);
-      break;
-    case Placement::kToStore:
-      placed = ToStore(placing, call_.workplace.store, &result_);
-      break;
-    case Placement::kReturn:
-      placed = Return(placing, &result_);
-      break;
-    case Placement::kIndicesOnly:
-    case Placement::kDefault:
-      break;
-  }
-  int64_t& micros = policy_.codecs.Packs() ? result_.micros.encode : result_.micros.move;
-  micros = MicrosSince(start);
-  return placed;
+Placing* SequenceRun::ToPlace() {
+  placing_.emplace(Placing{call_.workplace.backend, call_.stop, job_, call_.model.id, *source_,
+                           policy_, plan_, result_});
+  return &*placing_;
 }
 
 absl::Status SequenceRun::Publish() {
   if (!identity_ && policy_.placement == Placement::kCopyTo) {
     KVERN_RETURN_IF_ERROR(Hit(Failpoint::kBeforePublish));
+  }
+  if (policy_.placement == Placement::kToStore && placing_.has_value()) {
+    KVERN_RETURN_IF_ERROR(CommitToStore(*placing_, call_.workplace.store));
   }
   const bool advances = !identity_ && policy_.placement != Placement::kIndicesOnly;
   const uint64_t epoch = job_.epoch + (advances ? 1 : 0);
@@ -306,7 +299,7 @@ void SequenceRun::DescribeSlots() {
 }
 
 // All that needs memory is done before the first byte moves.
-void SequenceRun::Describe() {
+absl::Status SequenceRun::Describe() {
   result_.outcome = identity_ ? Outcome::kNoop : Outcome::kApplied;
   DescribePlan(*source_, policy_, plan_, &result_);
   DescribeSlots();
@@ -315,7 +308,7 @@ void SequenceRun::Describe() {
   if (identity_ && policy_.placement == Placement::kToStore) {
     result_.stored_sequence = source_->stored->Info().id;
   }
-  if (source_->paged == nullptr) return;
+  if (source_->paged == nullptr) return absl::OkStatus();
   if (identity_ || !WritesPool(policy_.placement)) {
     result_.publishable_prefix_tokens = source_->input.Tokens();
   } else if (policy_.placement == Placement::kCopyTo) {
@@ -324,71 +317,47 @@ void SequenceRun::Describe() {
     const int64_t unmoved = UnmovedTokens(source_->input, plan_, policy_);
     result_.publishable_prefix_tokens = unmoved - unmoved % source_->pool->spec.block_tokens;
   }
+  return absl::OkStatus();
 }
 
-void SequenceRun::Finish() {
+absl::Status SequenceRun::Finish() {
   DescribePacked(&result_);
   if (!fields_.k) result_.k.clear();
   if (!fields_.v) result_.v.clear();
   if (!fields_.packed || policy_.placement != Placement::kReturn) result_.packed.reset();
+  return absl::OkStatus();
 }
 
-// Only a path inside the sequence is known below; the caller knows the request's.
-absl::Status InRequest(const absl::Status& status, const SequenceJob& job, size_t index) {
-  const std::string field = FieldOf(status);
-  if (field.empty() || absl::StartsWith(field, "sequences[")) return status;
-  if (absl::StartsWith(field, "policy") && !job.policy.has_value()) return status;
-  return WithField(status, absl::StrCat("sequences[", index, "].", field));
-}
-
-void Notify(const SequenceResult& result, memory::EngineLabel engine, const CallRun& call) {
-  EngineEvents* const events = call.workplace.events;
+void SequenceRun::Notify() const {
+  EngineEvents* const events = call_.workplace.events;
   if (events == nullptr) return;
-  const std::string reason = ReasonOf(result.status);
+  const memory::EngineLabel engine =
+      source_ == nullptr ? memory::EngineLabel::kOther : source_->engine;
+  const std::string reason = ReasonOf(result_.status);
   if (reason == "EPOCH_MISMATCH") {
     events->OnRejected(Rejection::kEpoch);
     events->OnEpochConflict(engine);
   }
   if (reason == "SHAPE_CLASS") events->OnRejected(Rejection::kShapeClass);
   if (reason == "SEQUENCE_POISONED") events->OnPoisoned(engine);
-  if (absl::IsResourceExhausted(result.status)) events->OnRejected(Rejection::kQuota);
+  if (absl::IsResourceExhausted(result_.status)) events->OnRejected(Rejection::kQuota);
   // A plan that moved nothing compressed nothing.
-  if (call.job.validate_only) return;
-  NotifyStages(result, events);
-  events->OnSequence(result, engine);
+  if (call_.job.validate_only) return;
+  NotifyStages(result_, events);
+  events->OnSequence(result_, engine);
 }
 
-}  // namespace
-
-SequenceResult RunSequence(CallRun* call, size_t index) {
-  const SequenceJob& job = call->job.sequences[index];
-  SequenceResult result;
-  result.sequence_id = job.sequence_id;
-  result.epoch = job.epoch;
-  result.logical_tokens = result.dropped_tokens = job.logical_tokens;
-  result.queue_us = call->queue_us;
-  result.preset = (job.policy.has_value() ? *job.policy : call->job.policy).preset;
-  SequenceRun run(call, index, &result);
-  const BoundStop bound(call->workplace.backend, &call->stop, nullptr);
-  absl::Status status;
-  try {
-    status = run.Run();
-  } catch (const std::bad_alloc&) {
-    status =
-        run.MovedInPlace()
-            ? Poisoned("RESOURCE_EXHAUSTED")
-            : absl::ResourceExhaustedError("sequence: got no memory for its plan, want more of it");
-  }
-  if (!status.ok()) {
-    result = Refused(result);
-    result.epoch = job.epoch;
+SequenceResult SequenceRun::Conclude() {
+  if (!status_.ok()) {
+    result_ = Refused(result_);
+    result_.epoch = job_.epoch;
     // The old content is gone, so whatever was remembered of it is wrong.
-    if (absl::IsDataLoss(status)) call->workplace.remembered.Forget(job.sequence_id);
-    result.outcome = IsStop(status) ? Outcome::kSkipped : Outcome::kFailed;
-    result.status = InRequest(status, job, index);
+    if (absl::IsDataLoss(status_)) call_.workplace.remembered.Forget(job_.sequence_id);
+    result_.outcome = IsStop(status_) ? Outcome::kSkipped : Outcome::kFailed;
+    result_.status = InRequest(status_, job_, index_);
   }
-  Notify(result, run.Engine(), *call);
-  return result;
+  Notify();
+  return std::move(result_);
 }
 
 }  // namespace kvern::engine

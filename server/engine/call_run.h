@@ -1,8 +1,7 @@
-// One sequence from its job to its result: bind, decide, plan, place, publish, report.
-#ifndef KVERN_SERVER_ENGINE_RUN_SEQUENCE_H_
-#define KVERN_SERVER_ENGINE_RUN_SEQUENCE_H_
+// What the sequences of one admitted call run with.
+#ifndef KVERN_SERVER_ENGINE_CALL_RUN_H_
+#define KVERN_SERVER_ENGINE_CALL_RUN_H_
 
-#include <cstddef>
 #include <cstdint>
 
 #include "kernels/backend.h"
@@ -17,7 +16,7 @@
 
 namespace kvern::engine {
 
-// What all sequences run with; all borrowed, outlives the runs.
+// What all calls run with; all borrowed, outlives the runs.
 struct Workplace {
   const Limits& limits;
   Backend& backend;
@@ -38,10 +37,6 @@ struct CallRun {
   int64_t queue_us = 0;
 };
 
-// Never fails: the outcome says what happened. SKIPPED with the stop's status when the call is no
-// longer wanted; then nothing of this sequence changed. The backend's StopCheck is bound meanwhile.
-SequenceResult RunSequence(CallRun* call, size_t index);
-
 }  // namespace kvern::engine
 
-#endif  // KVERN_SERVER_ENGINE_RUN_SEQUENCE_H_
+#endif  // KVERN_SERVER_ENGINE_CALL_RUN_H_
