@@ -88,15 +88,6 @@ HadamardBlock LargestBlock(int32_t most) {
   return best;
 }
 
-// SplitMix64.
-uint64_t NextRandom(uint64_t* state) {
-  *state += 0x9E3779B97F4A7C15u;
-  uint64_t mixed = *state;
-  mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9u;
-  mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBu;
-  return mixed ^ (mixed >> 31);
-}
-
 Hadamard MakeHadamard(int32_t head_dim) {
   Hadamard hadamard;
   hadamard.head_dim = head_dim;
@@ -106,7 +97,7 @@ Hadamard MakeHadamard(int32_t head_dim) {
   }
   uint64_t state = static_cast<uint64_t>(head_dim);
   for (int32_t i = 0; i < head_dim; ++i) {
-    hadamard.signs.push_back((NextRandom(&state) & 1) != 0 ? -1.0f : 1.0f);
+    hadamard.signs.push_back((NextSign(&state) & 1) != 0 ? -1.0f : 1.0f);
   }
   return hadamard;
 }

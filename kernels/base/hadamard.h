@@ -9,7 +9,18 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/base/host_device.h"
+
 namespace kvern {
+
+// SplitMix64. Seeded with head_dim, bit 0 of its i-th output says whether sign i is -1 (ruling 13).
+KVERN_HD constexpr uint64_t NextSign(uint64_t* state) {
+  *state += 0x9E3779B97F4A7C15u;
+  uint64_t mixed = *state;
+  mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9u;
+  mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EBu;
+  return mixed ^ (mixed >> 31);
+}
 
 // Coordinate first + r * run + c of the head: r runs over the base matrix, c over Sylvester's.
 struct HadamardBlock {

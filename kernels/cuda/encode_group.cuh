@@ -1,0 +1,149 @@
+// Encoding of any head_dim, dtype, stride and alignment: 16 threads share a row in shared memory,
+// thread i of them its virtual lane i. Codes are stored byte by byte.
+#ifndef KVERN_KERNELS_CUDA_ENCODE_GROUP_CUH_
+#define KVERN_KERNELS_CUDA_ENCODE_GROUP_CUH_
+
+#include <cstdint>
+
+#include "kernels/cuda/coding_group.cuh"
+#include "kernels/cuda/encode_shared.cuh"
+
+namespace kvern::cuda {
+
+template <class T>
+class GroupEncoder {
+ public:
+  __device__ GroupEncoder(const CodingParams& params, const Block& block,
+                          const EncodeShared& shared, const GroupRow& row)
+      : params_(params),
+        block_(block),
+        shared_(shared),
+        head_dim_(params.shape.head_dim),
+        lane_(row.lane),
+        x_(row.x),
+        y_(row.y) {}
+
+  // All threads of the warp take part; where not `live` they change nothing outside.
+  __device__ void Encode(int32_t token, bool live) {
+    const int32_t slot = block_.Source(token);
+    const std::byte* row = block_.layer.Address(block_.row.head, slot);
+    std::byte* codes = block_.codes + token * block_.code_row_bytes;
+    if (block_.row.codec == CodecId::kRaw16) {
+      if (live) CopyRaw(row, codes);
+      return;
+    }
+    const double norm = Load(row, live);
+    if (block_.row.rope_mean) {
+      const RotationRow angles = AnglesAt(params_, block_.row, slot);
+      for (int32_t d = lane_; d < head_dim_; d += kLanes) {
+        x_[d] -= TurnedMean(shared_.mean, angles, d);
+      }
+    }
+    const float squared_length = GroupTreeSum(SquaredLane<float>(x_));
+    if (block_.row.hadamard) {
+      for (int32_t d = lane_; d < head_dim_; d += kLanes) x_[d] *= params_.hadamard.signs[d];
+      __syncwarp();
+      GroupHadamard(params_.hadamard, lane_, x_, y_);
+      __syncwarp();
+    } else {
+      for (int32_t d = lane_; d < head_dim_; d += kLanes) y_[d] = x_[d];
+    }
+    const CodeScale scale = block_.row.codec == CodecId::kI8t
+                                ? CodeI8(live ? codes : nullptr)
+                                : CodeLm4(squared_length, live ? codes : nullptr);
+    const double error = GroupTreeSum(SquaredLane<double>(y_));
+    if (lane_ != 0 || !live) return;
+    StoreBytes(reinterpret_cast<std::byte*>(block_.scales + token), scale.stored.bits, 2);
+    shared_.norms[token] = norm;
+    shared_.errors[token] = error;
+  }
+
+ private:
+  __device__ void CopyRaw(const std::byte* row, std::byte* codes) const {
+    constexpr int kSize = static_cast<int>(sizeof(T));
+    for (int32_t d = lane_; d < head_dim_; d += kLanes) {
+      const std::byte* from = row + d * block_.layer.dim_stride;
+      KVERN_UNROLL
+      for (int i = 0; i < kSize; ++i) codes[d * kSize + i] = from[i];
+    }
+  }
+
+  // x = the row, sanitised; |row|^2.
+  __device__ double Load(const std::byte* row, bool live) {
+    unsigned count = 0;
+    for (int32_t d = lane_; d < head_dim_; d += kLanes) {
+      float value = ToFloat(*reinterpret_cast<const T*>(row + d * block_.layer.dim_stride));
+      if (!(fabsf(value) <= kLargestCoded)) {
+        ++count;
+        value = Sanitised(value);
+      }
+      x_[d] = value;
+    }
+    if (count > 0 && live) atomicAdd(shared_.nonfinite, count);
+    return GroupTreeSum(SquaredLane<double>(x_));
+  }
+
+  template <class S>
+  __device__ S SquaredLane(const float* x) const {
+    S sum = 0;
+    for (int32_t d = lane_; d < head_dim_; d += kLanes) {
+      const S value = x[d];
+      sum = fma(value, value, sum);
+    }
+    return sum;
+  }
+
+  // y becomes what the codes leave over. Null codes: nothing is stored.
+  __device__ CodeScale CodeI8(std::byte* codes) {
+    float largest = 0.0f;
+    for (int32_t d = lane_; d < head_dim_; d += kLanes) largest = fmaxf(largest, fabsf(y_[d]));
+    KVERN_UNROLL
+    for (int apart = kLanes / 2; apart > 0; apart /= 2) {
+      largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, apart));
+    }
+    const CodeScale scale = I8Scale(largest);
+    const float inverse = InverseScale(scale.value);
+    for (int32_t d = lane_; d < head_dim_; d += kLanes) {
+      const I8Code code = I8CodeOf(y_[d] * inverse);
+      if (codes != nullptr)
+        codes[d] = static_cast<std::byte>(internal::BitsFromFloat(code.shifted));
+      y_[d] = fmaf(-scale.value, code.code, y_[d]);
+    }
+    return scale;
+  }
+
+  // As CodeI8; `squared_length` is that of the row before its rotation. x becomes the levels.
+  __device__ CodeScale CodeLm4(float squared_length, std::byte* codes) {
+    const float normalizer = Lm4Normalizer(squared_length, head_dim_);
+    for (int32_t first = 0; first < head_dim_; first += kLanes) {
+      const int32_t d = first + lane_;
+      uint32_t word = 0;
+      if (d < head_dim_) {
+        const uint32_t code = Lm4CodeOf(y_[d] * normalizer, shared_.cells);
+        x_[d] = shared_.levels[code];
+        word = code << Lm4Shift(d % kOctet);
+      }
+      KVERN_UNROLL
+      for (int apart = kOctet / 2; apart > 0; apart /= 2) {
+        word |= __shfl_xor_sync(kAllLanes, word, apart);
+      }
+      const bool stores = codes != nullptr && normalizer != 0.0f && d < head_dim_;
+      if (stores && d % kOctet == 0) StoreBytes(codes + d / 2, word, 4);
+    }
+    const CodeScale scale = Lm4Scale(squared_length, GroupTreeSum(SquaredLane<float>(x_)));
+    for (int32_t d = lane_; d < head_dim_; d += kLanes) y_[d] = fmaf(-scale.value, x_[d], y_[d]);
+    return scale;
+  }
+
+  const CodingParams& params_;
+  const Block& block_;
+  const EncodeShared& shared_;
+  const int32_t head_dim_;
+  const int lane_;
+  float* const x_;
+  float* const y_;
+};
+
+}  // namespace kvern::cuda
+
+#endif  // KVERN_KERNELS_CUDA_ENCODE_GROUP_CUH_

@@ -1,0 +1,199 @@
+// Encoding with a row in the registers of two threads: 128 threads code the 64 tokens of a block at
+// once. Only stride 8 of the rotation and the last step of a lane sum cross threads.
+#ifndef KVERN_KERNELS_CUDA_ENCODE_PAIR_CUH_
+#define KVERN_KERNELS_CUDA_ENCODE_PAIR_CUH_
+
+#include <cstdint>
+
+#include "kernels/cuda/encode_shared.cuh"
+
+namespace kvern::cuda {
+
+template <class T, int kHeadDim>
+class PairEncoder {
+ public:
+  static constexpr int kSteps = kHeadDim / kStep;
+
+  __device__ PairEncoder(const CodingParams& params, const Block& block, const EncodeShared& shared)
+      : params_(params),
+        block_(block),
+        shared_(shared),
+        odd_(threadIdx.x % 2 != 0),
+        token_(static_cast<int32_t>(threadIdx.x / 2)),
+        live_(token_ < block.row.tokens),
+        // The last token stands in for those that a short block lacks.
+        slot_(block.Source(live_ ? token_ : block.row.tokens - 1)),
+        row_(block.layer.Address(block.row.head, slot_)) {}
+
+  // All threads of the block take part.
+  __device__ void Encode() {
+    if (block_.row.codec == CodecId::kRaw16) {
+      CopyRaw();
+      return;
+    }
+    KVERN_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      LoadOctet<T, RowAccess::kVector>(row_, sizeof(T), First(s), x_[s]);
+    }
+    double wide[kOctet] = {};
+    Sanitise(wide);
+    const double norm = PairTreeSum(wide);
+    if (block_.row.rope_mean) {
+      PairAddMean<kSteps>(shared_.mean, AnglesAt(params_, block_.row, slot_), -1.0f, x_);
+    }
+    float lanes[kOctet] = {};
+    Accumulate(lanes);
+    const float squared_length = PairTreeSum(lanes);
+    if (block_.row.hadamard) {
+      const float parity_sign = odd_ ? -1.0f : 1.0f;
+      PairSign<kSteps>(parity_sign, x_);
+      PairButterflies<kSteps>(parity_sign, x_);
+    }
+    const CodeScale scale = block_.row.codec == CodecId::kI8t ? CodeI8() : CodeLm4(squared_length);
+    Clear(wide);
+    Accumulate(wide);
+    const double error = PairTreeSum(wide);
+    if (odd_ || !live_) return;
+    block_.scales[token_] = scale.stored;
+    shared_.norms[token_] = norm;
+    shared_.errors[token_] = error;
+  }
+
+ private:
+  __device__ int32_t First(int s) const { return s * kStep + (odd_ ? kOctet : 0); }
+
+  __device__ void CopyRaw() const {
+    KVERN_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      const int64_t at = First(s) * static_cast<int64_t>(sizeof(T));
+      const Vector16 bits = LoadReadOnly(row_ + at);
+      if (live_) Store(block_.codes + token_ * block_.code_row_bytes + at, bits);
+    }
+  }
+
+  template <class S>
+  __device__ void Accumulate(S (&lanes)[kOctet]) const {
+    KVERN_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      KVERN_UNROLL
+      for (int e = 0; e < kOctet; ++e) {
+        const S value = x_[s][e];
+        lanes[e] = fma(value, value, lanes[e]);
+      }
+    }
+  }
+
+  __device__ static void Clear(double (&lanes)[kOctet]) {
+    KVERN_UNROLL
+    for (int e = 0; e < kOctet; ++e) lanes[e] = 0;
+  }
+
+  // NaN becomes 0, what is too large is clamped; `lanes` become those of |x|^2. A sum below the
+  // square of the largest value says that there is neither, without a look at each.
+  __device__ void Sanitise(double (&lanes)[kOctet]) {
+    Accumulate(lanes);
+    double sum = 0;
+    KVERN_UNROLL
+    for (int e = 0; e < kOctet; ++e) sum += lanes[e];
+    if (sum < double{kLargestCoded} * double{kLargestCoded}) return;
+    unsigned count = 0;
+    KVERN_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      KVERN_UNROLL
+      for (int e = 0; e < kOctet; ++e) {
+        if (fabsf(x_[s][e]) <= kLargestCoded) continue;
+        ++count;
+        x_[s][e] = Sanitised(x_[s][e]);
+      }
+    }
+    if (count > 0 && live_) atomicAdd(shared_.nonfinite, count);
+    Clear(lanes);
+    Accumulate(lanes);
+  }
+
+  // x becomes what the codes leave over.
+  __device__ CodeScale CodeI8() {
+    float largest = 0.0f;
+    KVERN_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      KVERN_UNROLL
+      for (int e = 0; e < kOctet; ++e) largest = fmaxf(largest, fabsf(x_[s][e]));
+    }
+    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 1));
+    const CodeScale scale = I8Scale(largest);
+    const float inverse = InverseScale(scale.value);
+    KVERN_UNROLL
+    for (int s = 0; s < kSteps; s += 2) {
+      uint32_t words[4] = {};  // two of step s, two of the next one
+      KVERN_UNROLL
+      for (int i = 0; i < 2 * kOctet; ++i) {
+        float& value = x_[s + i / kOctet][i % kOctet];
+        const I8Code code = I8CodeOf(value * inverse);
+        words[i / 4] |= (internal::BitsFromFloat(code.shifted) & 0xFF) << (i % 4 * 8);
+        value = fmaf(-scale.value, code.code, value);
+      }
+      StoreVector(s + (odd_ ? 1 : 0), JoinWords<WordOrder::kHalves>(odd_, words));
+    }
+    return scale;
+  }
+
+  // As CodeI8; `squared_length` is that of the row before its rotation.
+  __device__ CodeScale CodeLm4(float squared_length) {
+    const float normalizer = Lm4Normalizer(squared_length, kHeadDim);
+    // Codes of a step, one in a byte: those of low[s] stand 4 bits below those of high[s].
+    uint32_t low[kSteps];
+    uint32_t high[kSteps];
+    float lanes[kOctet] = {};
+    KVERN_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      low[s] = high[s] = 0;
+      KVERN_UNROLL
+      for (int e = 0; e < kOctet; ++e) {
+        const uint32_t code = Lm4CodeOf(x_[s][e] * normalizer, shared_.cells);
+        const float level = shared_.levels[code];
+        lanes[e] = fmaf(level, level, lanes[e]);
+        (IsHigh(e) ? high : low)[s] += code << ByteShift(e);
+      }
+    }
+    const CodeScale scale = Lm4Scale(squared_length, PairTreeSum(lanes));
+    KVERN_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      KVERN_UNROLL
+      for (int e = 0; e < kOctet; ++e) {
+        const uint32_t code = ((IsHigh(e) ? high : low)[s] >> ByteShift(e)) & 0xFF;
+        x_[s][e] = fmaf(-scale.value, shared_.levels[code], x_[s][e]);
+      }
+    }
+    KVERN_UNROLL
+    for (int s = 0; s < kSteps; s += 4) {
+      uint32_t words[4];
+      KVERN_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        words[i] = normalizer == 0.0f ? 0 : low[s + i] | high[s + i] << 4;
+      }
+      StoreVector(s / 2 + (odd_ ? 1 : 0), JoinWords<WordOrder::kAlternating>(odd_, words));
+    }
+    return scale;
+  }
+  __device__ static constexpr bool IsHigh(int e) { return (Lm4Shift(e) & 4) != 0; }
+  __device__ static constexpr int ByteShift(int e) { return static_cast<int>(Lm4Shift(e) & ~4u); }
+
+  __device__ void StoreVector(int index, const Vector16& vector) const {
+    if (!live_) return;
+    Store(block_.codes + token_ * block_.code_row_bytes + index * kPlaneAlign, vector);
+  }
+
+  const CodingParams& params_;
+  const Block& block_;
+  const EncodeShared& shared_;
+  const bool odd_;
+  const int32_t token_;
+  const bool live_;
+  const int32_t slot_;
+  const std::byte* const row_;
+  PairRow<kSteps> x_;
+};
+
+}  // namespace kvern::cuda
+
+#endif  // KVERN_KERNELS_CUDA_ENCODE_PAIR_CUH_
