@@ -58,11 +58,7 @@ pipeline::MoveTarget DenseTarget(const Placing& placing) {
 }
 
 void ReturnPacked(PlacingCohort cohort) {
-  std::vector<pipeline::PackTask> tasks;
-  for (const Placing* placing : cohort) {
-    tasks.push_back({&placing->source.input, &placing->policy, &placing->plan});
-  }
-  auto packed = pipeline::Pack(cohort[0]->backend, tasks);
+  auto packed = PackTokens(cohort, std::vector<std::vector<Float16>>(cohort.size()));
   for (size_t at = 0; at < cohort.size(); ++at) {
     Placing& placing = *cohort[at];
     placing.status = packed.status();
@@ -146,6 +142,19 @@ absl::Status MoveTokens(PlacingCohort cohort, std::vector<pipeline::MoveTarget> 
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError("move: got no memory for scratch, want more of it");
   }
+}
+
+absl::StatusOr<std::vector<pipeline::PackedKv>> PackTokens(
+    PlacingCohort cohort, const std::vector<std::vector<Float16>>& frozen_means) {
+  std::vector<pipeline::PackTask> tasks;
+  for (size_t at = 0; at < cohort.size(); ++at) {
+    const Placing& placing = *cohort[at];
+    tasks.push_back({&placing.source.input, &placing.policy, &placing.plan, frozen_means[at]});
+  }
+  KVERN_ASSIGN_OR_RETURN(std::vector<pipeline::PackedKv> packed,
+                         pipeline::Pack(cohort[0]->backend, tasks));
+  KVERN_RETURN_IF_ERROR(cohort[0]->backend.Finish());
+  return packed;
 }
 
 void CopyTo(PlacingCohort cohort) {

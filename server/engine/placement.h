@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "server/engine/compress_job.h"
 #include "server/engine/job_stop.h"
@@ -61,6 +62,10 @@ void WriteToStore(PlacingCohort cohort, memory::Store& store);
 std::vector<Placing*> Unharmed(PlacingCohort cohort);
 // Moves the kept tokens to `targets`, one per sequence, and waits for them.
 absl::Status MoveTokens(PlacingCohort cohort, std::vector<pipeline::MoveTarget> targets);
+// Packs the kept tokens, by the frozen mean keys of the sequences that have one, and waits for
+// them.
+absl::StatusOr<std::vector<pipeline::PackedKv>> PackTokens(
+    PlacingCohort cohort, const std::vector<std::vector<Float16>>& frozen_means);
 
 // Publishes what WriteToStore wrote: under the id of a stored source in its stead, else under the
 // job's sequence_id. Errors: AlreadyExists; Aborted/EPOCH_MISMATCH; ResourceExhausted. Nothing

@@ -2,6 +2,7 @@
 // alone, or until what is left fits the device; afterwards there is nothing left to try again.
 #include "server/engine/run_cohort.h"
 
+#include <algorithm>
 #include <memory>
 #include <new>
 #include <span>
@@ -67,9 +68,18 @@ void TellTime(const absl::StatusOr<int64_t>& lap, PlacingCohort moving) {
   for (const Placing* placing : moving) tokens += placing->source.input.Tokens();
   for (Placing* placing : moving) {
     pipeline::StageMicros& micros = placing->result.micros;
-    const int64_t own = tokens == 0 ? 0 : *lap * placing->source.input.Tokens() / tokens;
+    const int64_t own = tokens == 0 ? *lap / static_cast<int64_t>(moving.size())
+                                    : *lap * placing->source.input.Tokens() / tokens;
     (placing->policy.codecs.Packs() ? micros.encode : micros.move) = own;
   }
+}
+
+// Whether the device had no room for all of them at once and nothing is lost yet.
+bool FitsApart(Placement placement, PlacingCohort moving) {
+  return moving.size() > 1 && placement != Placement::kCompact &&
+         std::all_of(moving.begin(), moving.end(), [](const Placing* placing) {
+           return absl::IsResourceExhausted(placing->status);
+         });
 }
 
 void Place(const CallRun& call, Members members) {
@@ -81,13 +91,19 @@ void Place(const CallRun& call, Members members) {
     moving.push_back(member->ToPlace());
   }
   if (moving.empty()) return;
+  const Placement placement = movers[0]->Where();
   Backend& backend = call.workplace.backend;
   backend.Lap().IgnoreError();  // planning is not moving
   try {
-    MoveBytes(call, movers[0]->Where(), moving);
+    MoveBytes(call, placement, moving);
   } catch (const std::bad_alloc&) {
     for (SequenceRun* mover : movers) mover->FailForMemory();
     return;
+  }
+  if (FitsApart(placement, moving)) {
+    const Members all(movers);
+    Place(call, all.first(all.size() / 2));
+    return Place(call, all.subspan(all.size() / 2));
   }
   TellTime(backend.Lap(), moving);
   for (size_t at = 0; at < movers.size(); ++at) {

@@ -81,12 +81,7 @@ void WritePacked(PlacingCohort cohort, Store& store) {
   for (const Placing* placing : cohort) {
     frozen.push_back(FrozenMean(*placing, store, InfoOf(*placing)));
   }
-  std::vector<pipeline::PackTask> tasks;
-  for (size_t at = 0; at < cohort.size(); ++at) {
-    const Placing& placing = *cohort[at];
-    tasks.push_back({&placing.source.input, &placing.policy, &placing.plan, frozen[at]});
-  }
-  auto packed = pipeline::Pack(cohort[0]->backend, tasks);
+  auto packed = PackTokens(cohort, frozen);
   for (size_t at = 0; at < cohort.size(); ++at) {
     Placing& placing = *cohort[at];
     placing.status =
