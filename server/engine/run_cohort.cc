@@ -114,7 +114,7 @@ void Place(const CallRun& call, Members members) {
 void RunMembers(const CallRun& call, Members members) {
   const absl::Status planned = Plan(call, members);
   if (!planned.ok() && members.size() > 1 && MayPassApart(call, planned)) {
-    for (SequenceRun* member : members) member->Unstage();
+    for (SequenceRun* member : members) member->Release();
     const size_t half = members.size() / 2;
     RunMembers(call, members.first(half));
     return RunMembers(call, members.subspan(half));
@@ -130,7 +130,7 @@ void RunMembers(const CallRun& call, Members members) {
   }
   for (SequenceRun* member : members) {
     member->Do(&SequenceRun::Finish);
-    member->Unstage();
+    member->Release();
   }
 }
 

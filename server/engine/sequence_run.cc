@@ -236,6 +236,11 @@ absl::Status SequenceRun::Stage() {
   return engine::Stage(call_.workplace.backend, source_.get());
 }
 
+void SequenceRun::Release() {
+  Unstage(source_.get());
+  plan_.rotation.reset();
+}
+
 pipeline::KeepTask SequenceRun::ToPlan() const {
   return {.input = &source_->input,
           .policy = &policy_,

@@ -45,9 +45,10 @@ class SequenceRun {
 
   // Equal for sequences that one op may serve: same stages, placement and dtype.
   std::string Stages() const;
-  // Brings rows to where ops reach them, if any op will read them; until Unstage.
+  // Brings rows to where ops reach them, if any op will read them; until Release.
   absl::Status Stage();
-  void Unstage() { engine::Unstage(source_.get()); }
+  // Gives back what only ops needed: copies of rows, rotation tables.
+  void Release();
   // Points into this; no plan exists yet.
   pipeline::KeepTask ToPlan() const;
   void SetPlan(pipeline::KeepOutcome plan) { planned_ = std::move(plan); }

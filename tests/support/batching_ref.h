@@ -1,5 +1,6 @@
 // The ref backend in the clothes of a device: one op serves a cohort, rows are copied before ops
-// read them, op calls are counted, and any of them can be made to fail.
+// read them, its memory can be touched by ops and copies alone (anyone else's access is a fault of
+// the process), op calls are counted, and any of them can be made to fail.
 #ifndef KVERN_TESTS_SUPPORT_BATCHING_REF_H_
 #define KVERN_TESTS_SUPPORT_BATCHING_REF_H_
 
@@ -23,8 +24,10 @@ class BatchingRef final : public Backend {
   std::function<absl::Status(const std::string& op, size_t cohort)> before;
   // What Lap answers; negative: what ref says.
   int64_t lap_micros = -1;
-  int staged_now = 0;  // copies alive, two per sequence
   absl::Status health;
+
+  // Pieces of its memory that are in use.
+  size_t Buffers() const { return memory_.size(); }
 
   absl::string_view Name() const override { return "batching"; }
   absl::string_view InstructionSet() const override { return "scalar"; }
@@ -51,14 +54,10 @@ class BatchingRef final : public Backend {
 
   absl::Status Finish() override;
   absl::StatusOr<int64_t> Lap() override;
-  absl::StatusOr<Buffer> Allocate(int64_t bytes) override { return ref_.Allocate(bytes); }
-  absl::Status CopyIn(std::span<const std::byte> host, std::byte* device) override {
-    return ref_.CopyIn(host, device);
-  }
-  absl::Status CopyOut(const std::byte* device, std::span<std::byte> host) override {
-    return ref_.CopyOut(device, host);
-  }
-  absl::Status Zero(std::byte* device, int64_t bytes) override { return ref_.Zero(device, bytes); }
+  absl::StatusOr<Buffer> Allocate(int64_t bytes) override;
+  absl::Status CopyIn(std::span<const std::byte> host, std::byte* device) override;
+  absl::Status CopyOut(const std::byte* device, std::span<std::byte> host) override;
+  absl::Status Zero(std::byte* device, int64_t bytes) override;
   absl::StatusOr<StagedRows> Stage(LayerRefs rows) override;
   absl::StatusOr<std::unique_ptr<DeviceMapping>> Import(const DeviceHandle& handle) override {
     return ref_.Import(handle);
@@ -67,9 +66,12 @@ class BatchingRef final : public Backend {
   std::optional<DeviceFacts> Device() const override { return std::nullopt; }
 
  private:
+  class Opened;
+  static void Free(void* self, std::byte* data, int64_t bytes);
   absl::Status Count(const std::string& op, size_t cohort);
 
   ref::RefBackend ref_;
+  std::map<std::byte*, int64_t> memory_;  // of the device: address to bytes, in pages of its own
 };
 
 }  // namespace kvern::support

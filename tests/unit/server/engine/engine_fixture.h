@@ -110,10 +110,8 @@ class EngineTest : public testing::Test {
     engine_.reset();
     pool_memory_.reset();
     limits.store_bytes = std::min<int64_t>(limits.store_bytes, int64_t{16} << 20);
-    auto backend = MakeBackend({.name = "ref"});
-    ASSERT_TRUE(backend.ok());
     auto engine =
-        Engine::Create({.limits = limits, .backend = *std::move(backend), .events = &events_});
+        Engine::Create({.limits = limits, .backend = make_backend_(), .events = &events_});
     ASSERT_TRUE(engine.ok()) << engine.status();
     engine_ = *std::move(engine);
     RegisteredModel model;
@@ -253,6 +251,10 @@ class EngineTest : public testing::Test {
   static constexpr int64_t kConnection = 11;
 
   FakeEvents events_;
+  // What Start gives the engine.
+  std::function<std::unique_ptr<Backend>()> make_backend_ = [] {
+    return MakeBackend({.name = "ref"}).value();
+  };
   std::unique_ptr<Engine> engine_;
   std::shared_ptr<const memory::Pool> pool_;
   std::shared_ptr<memory::Region> pool_memory_;
