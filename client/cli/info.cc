@@ -14,6 +14,14 @@ constexpr char kExamples[] = R"(Examples:
   kvern info --json --local
 Each limit is a flag of kvernd of the same name.)";
 
+void AddDevice(const v1::Device& device, TextTable* facts) {
+  facts->Add({"device", absl::StrCat(device.name(), ", ", device.uuid(), ", CUDA ", device.driver(),
+                                     device.healthy() ? "" : ", LOST: restart kvernd")});
+  facts->Add({"memory", absl::StrCat(HumanBytes(device.reserved_bytes()), " reserved of ",
+                                     HumanBytes(device.memory_bytes()))});
+  facts->Add({"busy for", absl::FormatDuration(absl::Seconds(device.busy_seconds()))});
+}
+
 absl::Status RunInfo(const GlobalFlags& globals, const Console& console) {
   KVERN_ASSIGN_OR_RETURN(const Session session, Session::Open(globals));
   KVERN_ASSIGN_OR_RETURN(const v1::GetServerInfoResponse info, session.Client().GetServerInfo());
@@ -27,6 +35,8 @@ absl::Status RunInfo(const GlobalFlags& globals, const Console& console) {
   facts.Add({"version", absl::StrCat("v", info.version(), " (", info.commit(), ")")});
   facts.Add({"backend", absl::StrCat(info.backend(), ", ", info.instruction_set(), ", ",
                                      info.threads(), " threads")});
+  if (!info.backend_reason().empty()) facts.Add({"chosen", info.backend_reason()});
+  if (info.has_device()) AddDevice(info.device(), &facts);
   facts.Add({"up for", info.uptime_seconds() == 0
                            ? "less than a second"
                            : absl::FormatDuration(absl::Seconds(info.uptime_seconds()))});
@@ -46,7 +56,7 @@ absl::Status RunInfo(const GlobalFlags& globals, const Console& console) {
 }  // namespace
 
 void AddInfo(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
-  CLI::App* verb = app->add_subcommand("info", "version, backend and limits of the server");
+  CLI::App* verb = app->add_subcommand("info", "version, backend, device and limits of the server");
   verb->footer(kExamples);
   commands->push_back(
       {verb, [globals](const Console& console) { return RunInfo(*globals, console); }});

@@ -276,6 +276,7 @@ EngineEvents* Engine::Events() const { return impl_->events; }
 const Limits& Engine::GetLimits() const { return impl_->limits; }
 absl::string_view Engine::BackendName() const { return impl_->backend->Name(); }
 absl::string_view Engine::InstructionSet() const { return impl_->backend->InstructionSet(); }
+std::optional<DeviceFacts> Engine::Device() const { return impl_->backend->Device(); }
 
 absl::Status Engine::Health() const { return impl_->backend->Health(); }
 

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -50,6 +51,7 @@ class Engine {
   const Limits& GetLimits() const;
   absl::string_view BackendName() const;
   absl::string_view InstructionSet() const;
+  std::optional<DeviceFacts> Device() const;  // none: the backend works on the host
   EngineGauges Gauges() const;
   // Not ok for ever once the backend's device is lost: then no call is taken any more.
   absl::Status Health() const;

@@ -67,8 +67,9 @@ void AddServing(CLI::App& app, Config& config, Words& words) {
   AddFlagWithValue(app, "metrics-listen", config.metrics_listen,
                    "HOST:PORT of Prometheus' /metrics; empty for none")
       ->capture_default_str();
-  AddFlagWithValue(app, "backend", config.backend.name, "auto, ref or cpu")
-      ->check(CLI::IsMember({"auto", "ref", "cpu"}))
+  AddFlagWithValue(app, "backend", config.backend.name,
+                   "auto (cuda where a device answers, else cpu), ref, cpu or cuda")
+      ->check(CLI::IsMember({"auto", "ref", "cpu", "cuda"}))
       ->capture_default_str();
   AddFlagWithValue(app, "instruction-set", config.backend.instruction_set,
                    "Force an instruction set of the cpu backend, for tests and comparisons")

@@ -17,6 +17,7 @@
 #include "grpcpp/health_check_service_interface.h"
 #include "kernels/base/status_macros.h"
 #include "server/engine/engine.h"
+#include "server/main/health_watch.h"
 #include "server/main/listeners.h"
 #include "server/main/models_dir.h"
 #include "server/main/version.h"
@@ -92,9 +93,11 @@ struct Server::State {
   std::unique_ptr<grpc::Server> server;
   std::unique_ptr<grpc::Server> admin;
   std::unique_ptr<telemetry::MetricsServer> exposer;
+  std::unique_ptr<HealthWatch> health;  // where there is a device
 
   absl::Status StartEngine();
   absl::Status StartServices();
+  void WatchDevice();
   absl::Status StartAdmin(const std::string& path);
   absl::Status StartMetrics();
   void Stop();
@@ -147,8 +150,18 @@ absl::Status Server::State::StartServices() {
   }
   KVERN_ASSIGN_OR_RETURN(server, Build(builder, listening));
   server->GetHealthCheckService()->SetServingStatus(kHealthName, true);
+  if (engine->Device().has_value()) WatchDevice();
   if (socket.empty()) return absl::OkStatus();
   return StartAdmin(SiblingSocket(socket, "admin"));
+}
+
+void Server::State::WatchDevice() {
+  health =
+      std::make_unique<HealthWatch>([engine = engine.get()] { return engine->Health(); },
+                                    [this](const absl::Status& status) {
+                                      server->GetHealthCheckService()->SetServingStatus(false);
+                                      telemetry::Log(telemetry::LogLevel::kError, status.message());
+                                    });
 }
 
 // Channelz is a plugin of every builder after its initialisation, so the admin server comes last.
@@ -199,6 +212,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Config& config) {
 
 Server::~Server() {
   if (state_->engine != nullptr) state_->engine->Drain(absl::ZeroDuration());
+  state_->health.reset();
   state_->Stop();
   state_->exposer.reset();
   state_->admin.reset();

@@ -28,6 +28,17 @@ grpc::ServerUnaryReactor* ServerService::GetServerInfo(grpc::CallbackServerConte
     for (const LimitField& limit : LimitFields()) {
       (*response->mutable_limits())[limit.flag] = deps_.GetLimits().*limit.field;
     }
+    if (const std::optional<DeviceFacts> device = deps_.engine->Device()) {
+      v1::Device* out = response->mutable_device();
+      out->set_name(device->name);
+      out->set_uuid(device->uuid);
+      out->set_driver(device->driver);
+      out->set_memory_bytes(device->memory_bytes);
+      out->set_reserved_bytes(device->reserved_bytes);
+      out->set_busy_seconds(device->busy_seconds);
+      out->set_healthy(deps_.engine->Health().ok());
+    }
+    response->set_backend_reason(facts_.backend_reason);
     if (on_unix_socket) response->set_broker_address(facts_.broker_address);
     return absl::OkStatus();
   });

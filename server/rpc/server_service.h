@@ -14,6 +14,7 @@ struct ServerFacts {
   std::string version;
   std::string commit;
   std::string broker_address;
+  std::string backend_reason;  // why `auto` chose as it did
   int threads = 1;
   absl::Time started;
 };

@@ -41,6 +41,7 @@ struct Services::Impl {
         server(deps, ServerFacts{.version = options.version,
                                  .commit = options.commit,
                                  .broker_address = options.broker_address,
+                                 .backend_reason = options.backend_reason,
                                  .threads = options.threads,
                                  .started = absl::Now()}) {}
 
