@@ -23,7 +23,14 @@ void MakeCurrent(int thread) {
   threadIdx.x = static_cast<unsigned>(thread);
 }
 
-[[noreturn]] void RunThreads() {
+[[noreturn]] void FailDeadlock() {
+  char text[sizeof(Failure::text)];
+  DescribeDeadlock(text, sizeof(text));
+  Fail(Fault::kDeadlock, {}, text);
+}
+
+// Its frame is abandoned whenever its stack is: AddressSanitizer must leave no marks there.
+[[noreturn]] __attribute__((no_sanitize("address"))) void RunThreads() {
   OnFiberStart();
   Stack* const stack = machine.threads[machine.current].stack;
   for (;;) {
@@ -33,11 +40,7 @@ void MakeCurrent(int thread) {
     FinishThread();
     const int next = machine.schedule.Take();
     if (next < 0) {
-      if (machine.live > 0) {
-        char text[sizeof(Failure::text)];
-        DescribeDeadlock(text, sizeof(text));
-        Fail(Fault::kDeadlock, {}, text);
-      }
+      if (machine.live > 0) FailDeadlock();
       ReturnStack(stack);
       SwitchForGood(&machine.launcher, nullptr);
     }
@@ -72,11 +75,7 @@ void RunBlock() {
 void Suspend() {
   Thread& from = machine.threads[machine.current];
   const int next = machine.schedule.Take();
-  if (next < 0) {
-    char text[sizeof(Failure::text)];
-    DescribeDeadlock(text, sizeof(text));
-    Fail(Fault::kDeadlock, {}, text);
-  }
+  if (next < 0) FailDeadlock();
   MakeCurrent(next);
   Thread& to = machine.threads[next];
   if (&to == &from) return;
