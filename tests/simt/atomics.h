@@ -12,22 +12,22 @@
 #if defined(KVERN_SIMT_CHECK)
 #define SIMT_ATOMIC SIMT_SHIM __attribute__((noinline))
 #define SIMT_NOTE_ATOMIC(address) \
-  simt::NoteAccess({address, sizeof(*(address)), true, true}, __builtin_return_address(0))
+  simt::NoteAccess({address, sizeof(*(address)), true, true}, SIMT_CALLER)
 #else
 #define SIMT_ATOMIC SIMT_SHIM
 #define SIMT_NOTE_ATOMIC(address) static_cast<void>(0)
 #endif
 
 // T name(T*, T): `next` says what comes after `old` and `value`.
-#define SIMT_ATOMIC_UPDATE(name, T, next)                   \
-  SIMT_ATOMIC T name(T* address, T value) {                 \
-    if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) { \
-      simt::FailMisaligned(address, sizeof(T));             \
-    }                                                       \
-    SIMT_NOTE_ATOMIC(address);                              \
-    const T old = *address;                                 \
-    *address = static_cast<T>(next);                        \
-    return old;                                             \
+#define SIMT_ATOMIC_UPDATE(name, T, next)                    \
+  SIMT_ATOMIC T name(T* address, T value) {                  \
+    if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) {  \
+      simt::FailMisaligned(address, sizeof(T), SIMT_CALLER); \
+    }                                                        \
+    SIMT_NOTE_ATOMIC(address);                               \
+    const T old = *address;                                  \
+    *address = static_cast<T>(next);                         \
+    return old;                                              \
   }
 // Signed sums wrap around, as on a GPU.
 #define SIMT_ATOMICS(T, U)                                                      \
@@ -40,7 +40,7 @@
   SIMT_ATOMIC_UPDATE(atomicExch, T, value)                                      \
   SIMT_ATOMIC T atomicCAS(T* address, T expected, T value) {                    \
     if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) {                     \
-      simt::FailMisaligned(address, sizeof(T));                                 \
+      simt::FailMisaligned(address, sizeof(T), SIMT_CALLER);                    \
     }                                                                           \
     SIMT_NOTE_ATOMIC(address);                                                  \
     const T old = *address;                                                     \

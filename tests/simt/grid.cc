@@ -27,6 +27,7 @@ void CheckShape(const GridShape& shape) {
   const Failure& failure = machine.failure;
   std::string text = std::string("simt: ") + failure.text;
   if (failure.pc != nullptr) text += ", at " + LineOf(failure.pc);
+  if (failure.other_pc != nullptr) text += ", the other at " + LineOf(failure.other_pc);
   if (failure.site.line > 0) {
     text += std::string(", at ") + failure.site.file + ":" + std::to_string(failure.site.line);
   }
@@ -71,6 +72,7 @@ void RunGrid(const GridShape& shape, void (*body)(void*), void* context) {
   machine.config = Current();
   machine.failure.happened = false;
   machine.failure.pc = nullptr;
+  machine.failure.other_pc = nullptr;
   blockDim = {static_cast<unsigned>(shape.threads), 1, 1};
   gridDim = {static_cast<unsigned>(shape.blocks), 1, 1};
   if constexpr (kChecking) check::OnGridStart();

@@ -12,8 +12,10 @@
 // must not be forced inline, since the compiler would then watch the inlined copy.
 #if defined(KVERN_SIMT_CHECK)
 #define SIMT_SHIM inline __attribute__((no_sanitize("thread")))
+#define SIMT_CALLER __builtin_return_address(0)  // of a shim that is not inlined: the kernel
 #else
 #define SIMT_SHIM inline
+#define SIMT_CALLER nullptr
 #endif
 
 namespace simt {
@@ -64,7 +66,8 @@ void* DynamicShared();  // aligned to 256 bytes, more than a GPU promises but as
 
 // Ends the grid with an Error; what() also says where and under which schedule.
 [[noreturn]] void Fail(Fault fault, Site site, const char* text);
-[[noreturn]] void FailMisaligned(const void* address, size_t bytes);
+// `pc`: the code that made the access, null for the caller's.
+[[noreturn]] void FailMisaligned(const void* address, size_t bytes, const void* pc);
 
 struct Access {
   const void* address = nullptr;

@@ -43,7 +43,8 @@ struct Failure {
   bool happened = false;
   Fault fault = Fault::kMemory;
   Site site;
-  const void* pc = nullptr;  // instead of a site
+  const void* pc = nullptr;        // instead of a site
+  const void* other_pc = nullptr;  // of the access that it conflicts with
   char text[1024] = {};
 };
 

@@ -69,9 +69,11 @@ namespace simt {
 // One access of sizeof(T) bytes (4, 8, 16), as one instruction of a GPU.
 template <class T>
 SIMT_ACCESS T Load(const void* address) {
-  if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) FailMisaligned(address, sizeof(T));
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) {
+    FailMisaligned(address, sizeof(T), SIMT_CALLER);
+  }
 #if defined(KVERN_SIMT_CHECK)
-  NoteAccess({address, sizeof(T), false, false}, __builtin_return_address(0));
+  NoteAccess({address, sizeof(T), false, false}, SIMT_CALLER);
 #endif
   T value;
   __builtin_memcpy(&value, address, sizeof(T));
@@ -79,9 +81,11 @@ SIMT_ACCESS T Load(const void* address) {
 }
 template <class T>
 SIMT_ACCESS void Store(void* address, const T& value) {
-  if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) FailMisaligned(address, sizeof(T));
+  if (reinterpret_cast<uintptr_t>(address) % sizeof(T)) {
+    FailMisaligned(address, sizeof(T), SIMT_CALLER);
+  }
 #if defined(KVERN_SIMT_CHECK)
-  NoteAccess({address, sizeof(T), true, false}, __builtin_return_address(0));
+  NoteAccess({address, sizeof(T), true, false}, SIMT_CALLER);
 #endif
   __builtin_memcpy(address, &value, sizeof(T));
 }
@@ -91,7 +95,7 @@ SIMT_ACCESS void Store(void* address, const T& value) {
 template <class T>
 SIMT_ACCESS T __ldg(const T* address) {
 #if defined(KVERN_SIMT_CHECK)
-  simt::NoteAccess({address, sizeof(T), false, false}, __builtin_return_address(0));
+  simt::NoteAccess({address, sizeof(T), false, false}, SIMT_CALLER);
 #endif
   return *address;
 }

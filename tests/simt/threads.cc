@@ -104,11 +104,11 @@ void Fail(Fault fault, Site site, const char* text) {
   Abandon();
 }
 
-void FailMisaligned(const void* address, size_t bytes) {
+void FailMisaligned(const void* address, size_t bytes, const void* pc) {
   char text[96];
   std::snprintf(text, sizeof(text), "%zu bytes at %p, which is not a multiple of that", bytes,
                 address);
-  const auto* after = static_cast<const char*>(__builtin_return_address(0));
+  const auto* after = static_cast<const char*>(pc != nullptr ? pc : __builtin_return_address(0));
   FailAt(Fault::kMisaligned, after - 1, text);
 }
 

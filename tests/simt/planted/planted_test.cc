@@ -31,7 +31,7 @@ struct Bug {
 
 constexpr Bug kBugs[] = {
     {"Neighbour", RunNeighbour, Fault::kUninitialised, kFound, kFound},
-    {"HistogramClear", RunHistogramClear, Fault::kRace, kFound, kFound},
+    {"HistogramClear", RunHistogramClear, Fault::kUninitialised, kFound, kFound},
     {"DigitChoice", RunDigitChoice, Fault::kRace, kFound, kFound},
     {"LoopEnd", RunLoopEnd, Fault::kRace, kFound, kFound},
     {"BufferReuse", RunBufferReuse, Fault::kRace, kFound, kFound},
@@ -44,8 +44,8 @@ constexpr Bug kBugs[] = {
     {"AtomicAndPlain", RunAtomicAndPlain, Fault::kRace, kFound, kFound},
     {"SharedOverrun", RunSharedOverrun, Fault::kOutOfBounds, kFound, kFound},
     {"DynamicOverrun", RunDynamicOverrun, Fault::kOutOfBounds, kFound, kFound},
-    {"GlobalOverrun", RunGlobalOverrun, Fault::kNotDevice, kMissed, kFound},
-    {"GlobalUnderrun", RunGlobalUnderrun, Fault::kNotDevice, kMissed, kFound},
+    {"GlobalOverrun", RunGlobalOverrun, Fault::kOutOfBounds, kMissed, kFound},
+    {"GlobalUnderrun", RunGlobalUnderrun, Fault::kOutOfBounds, kMissed, kFound},
     {"UninitialisedShared", RunUninitialisedShared, Fault::kUninitialised, kMissed, kMissed},
     {"UninitialisedGlobal", RunUninitialisedGlobal, Fault::kUninitialised, kMissed, kMissed},
     {"MisalignedVector", RunMisalignedVector, Fault::kMisaligned, kFound, kFound},
