@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -59,6 +60,8 @@ constexpr Bug kBugs[] = {
     {"EarlyReturn", RunEarlyReturn, Fault::kBarrier, kFound, kFound},
     {"MissedBarrier", RunMissedBarrier, Fault::kDeadlock, kFound, kFound},
 };
+
+void PrintTo(const Bug& bug, std::ostream* out) { *out << bug.name; }
 
 std::vector<unsigned char> Output(Run run, Twin twin) {
   std::vector<uint32_t> values(kWords);

@@ -94,6 +94,32 @@ __global__ void HistogramKernel(Histogram p) {
   }
 }
 
+__global__ void StrideKernel(Stride p) {
+  KVERN_SHARED(uint32_t, values, 1024);
+  const auto t = static_cast<int32_t>(threadIdx.x);
+  values[t * p.stride] = p.in[t * p.stride];
+  __syncwarp();
+  p.out[t] = values[t * p.stride];
+}
+
+// Recursion that the compiler cannot turn into a loop.
+uint32_t Descend(int32_t calls, uint32_t* out) {
+  volatile uint32_t local[64];
+  local[calls % 64] = static_cast<uint32_t>(calls);
+  if (calls > 0) local[0] = Descend(calls - 1, out) + local[calls % 64];
+  return local[0] + *out;
+}
+
+__global__ void DepthKernel(Depth p) {
+  if (threadIdx.x == 3) p.out[0] = Descend(p.calls, p.out);
+}
+
+__global__ void TooMuchSharedKernel(Exchange p) {
+  KVERN_SHARED(uint32_t, values, 16384);
+  values[threadIdx.x] = 1;
+  p.out[threadIdx.x] = values[threadIdx.x];
+}
+
 }  // namespace
 
 void RunSums(int blocks, int threads, const Sums& sums) {
@@ -119,6 +145,12 @@ void RunWarpExchange(int threads, const Exchange& exchange) {
 }
 void RunHistogram(int blocks, int threads, const Histogram& histogram) {
   RunKernel(HistogramKernel, blocks, threads, 0, histogram);
+}
+
+void RunStride(const Stride& stride) { RunKernel(StrideKernel, 1, 32, 0, stride); }
+void RunDepth(const Depth& depth) { RunKernel(DepthKernel, 1, 32, 0, depth); }
+void RunTooMuchShared(const Exchange& exchange) {
+  RunKernel(TooMuchSharedKernel, 1, 32, 0, exchange);
 }
 
 }  // namespace simt::selftest

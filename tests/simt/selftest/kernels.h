@@ -33,6 +33,23 @@ struct Histogram {
 };
 void RunHistogram(int blocks, int threads, const Histogram& histogram);  // shared, then global
 
+// Access patterns of one warp, for the counters of the check build: lane t reads in[stride * t] and
+// passes it through shared memory with that stride.
+struct Stride {
+  const uint32_t* in;
+  uint32_t* out;  // [32]
+  int32_t stride;
+};
+void RunStride(const Stride& stride);
+
+// Not a bug of memory or order, but a kernel that ends badly.
+struct Depth {
+  uint32_t* out;
+  int32_t calls;  // each takes about 256 bytes of local memory
+};
+void RunDepth(const Depth& depth);
+void RunTooMuchShared(const Exchange& exchange);  // 64 KiB of static shared memory
+
 }  // namespace simt::selftest
 
 #endif  // KVERN_TESTS_SIMT_SELFTEST_KERNELS_H_
