@@ -21,7 +21,8 @@ namespace simt {
 namespace {
 
 constexpr size_t kAlignment = 256;
-constexpr size_t kPoisonLimit = size_t{256} << 20;  // beyond it memory would be used for nothing
+// Of a large allocation only the ends are poisoned, where arenas start: the rest is never touched.
+constexpr size_t kPoisonedEnd = size_t{4} << 20;
 constexpr int kPoison = 0xFF;
 
 struct Entry {
@@ -91,7 +92,9 @@ void* DeviceAlloc(size_t bytes) {
   allocation.bytes = bytes;
   allocation.serial = next_serial++;
   allocation.fd_offset = static_cast<size_t>(allocation.begin - entry.mapping);
-  std::memset(allocation.begin, kPoison, std::min(bytes, kPoisonLimit));
+  const size_t end = std::min(bytes, kPoisonedEnd);
+  std::memset(allocation.begin, kPoison, end);
+  std::memset(allocation.begin + bytes - end, kPoison, end);
 #if SIMT_ASAN
   ASAN_POISON_MEMORY_REGION(entry.mapping, entry.mapping_bytes);
   ASAN_UNPOISON_MEMORY_REGION(allocation.begin, bytes);
