@@ -14,6 +14,13 @@
 #define SIMT_ASAN 0
 #endif
 
+// The switch written for the processor, or the portable one, which can be asked for.
+#if defined(__x86_64__) && !defined(KVERN_SIMT_UCONTEXT)
+#define SIMT_FAST_SWITCH 1
+#else
+#define SIMT_FAST_SWITCH 0
+#endif
+
 namespace simt {
 
 #if defined(KVERN_SIMT_CHECK)

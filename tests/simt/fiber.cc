@@ -16,7 +16,7 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#if defined(__x86_64__)
+#if SIMT_FAST_SWITCH
 extern "C" void SimtSwitchStacks(void** from, void* to);
 asm(R"(
 .text
@@ -89,7 +89,7 @@ void AfterSwitch([[maybe_unused]] void* fake_stack, [[maybe_unused]] bool from_l
 bool launcher_switched = false;  // the next fiber to start is entered from the launcher
 
 void Jump(Context* from, Context* to) {
-#if defined(__x86_64__)
+#if SIMT_FAST_SWITCH
   SimtSwitchStacks(&from->stack_pointer, to->stack_pointer);
 #else
   swapcontext(&from->registers, &to->registers);
@@ -122,7 +122,7 @@ void ReturnAllStacks() {
 
 void Prepare(Context* context, Stack* stack, void (*entry)()) {
   context->fake_stack = nullptr;
-#if defined(__x86_64__)
+#if SIMT_FAST_SWITCH
   // As if entry had been called: the return address (never used) at 16 n + 8.
   void** top = reinterpret_cast<void**>(stack->bottom + stack->bytes / 16 * 16);
   *--top = nullptr;

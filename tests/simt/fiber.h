@@ -4,7 +4,9 @@
 
 #include <cstddef>
 
-#if !defined(__x86_64__)
+#include "simt/build.h"
+
+#if !SIMT_FAST_SWITCH
 #include <ucontext.h>
 #endif
 
@@ -12,7 +14,7 @@ namespace simt {
 
 // Where a suspended fiber goes on. On x86-64 its registers lie on its stack.
 struct Context {
-#if defined(__x86_64__)
+#if SIMT_FAST_SWITCH
   void* stack_pointer = nullptr;
 #else
   ucontext_t registers;

@@ -18,8 +18,8 @@ struct Allocation {
   size_t fd_offset = 0;
 };
 
-// Aligned to 256 bytes, filled with 0xFF (the first and last 4 MiB; zeros between), ends (rounded up
-// to 256) at a page that faults. Null when the capacity of Current() is used up. `bytes` > 0.
+// Aligned to 256 bytes, filled with 0xFF (the first and last 4 MiB; zeros between), ends (rounded
+// up to 256) at a page that faults. Null when the capacity of Current() is used up. `bytes` > 0.
 void* DeviceAlloc(size_t bytes);
 // `begin` is what DeviceAlloc gave, or null. False if it is not. Waits for a running grid.
 bool DeviceFree(void* begin);

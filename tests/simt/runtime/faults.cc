@@ -96,8 +96,10 @@ int64_t Faults::Calls(const std::string& function) {
 }
 
 int64_t LaunchCount() {
+  Runtime& runtime = Runtime::Get();
+  const std::lock_guard lock(runtime.mutex_);
   int64_t total = 0;
-  for (const auto& [name, count] : LaunchCounts()) total += count;
+  for (const auto& [kernel, count] : runtime.launches_) total += count;
   return total;
 }
 

@@ -17,7 +17,8 @@ namespace {
 
 struct Pinned {
   size_t bytes = 0;
-  bool owned = false;  // else registered by the caller
+  bool owned = false;   // else registered by the caller
+  bool mapped = false;  // kernels may read and write it
 };
 using PinnedMap = std::map<uintptr_t, Pinned>;  // by first byte
 
@@ -93,7 +94,10 @@ cudaError_t cudaHostAlloc(void** host, size_t bytes, unsigned int flags) {
     if (bytes == 0) return cudaSuccess;
     if (posix_memalign(host, simt::runtime::kPage, bytes) != 0) return cudaErrorMemoryAllocation;
     std::memset(*host, 0xFF, bytes);
-    AllPinned()[simt::runtime::Key(*host)] = {bytes, true};
+    // The hardware lets kernels reach all of it; here only where they are meant to.
+    const bool mapped = (flags & cudaHostAllocMapped) != 0;
+    if (mapped) simt::RegisterDevice(*host, bytes);
+    AllPinned()[simt::runtime::Key(*host)] = {bytes, true, mapped};
     return cudaSuccess;
   });
 }
@@ -109,6 +113,7 @@ cudaError_t cudaFreeHost(void* host) {
     const auto found = AllPinned().find(simt::runtime::Key(host));
     if (found == AllPinned().end() || !found->second.owned) return cudaErrorInvalidValue;
     runtime.WaitForAll();
+    if (found->second.mapped) simt::UnregisterDevice(host);
     AllPinned().erase(found);
     std::free(host);
     return cudaSuccess;
@@ -124,7 +129,7 @@ cudaError_t cudaHostRegister(void* host, size_t bytes, unsigned int /*flags*/) {
     if (meets_next || simt::runtime::FindPinned(host) != nullptr) {
       return cudaErrorHostMemoryAlreadyRegistered;
     }
-    AllPinned()[simt::runtime::Key(host)] = {bytes, false};
+    AllPinned()[simt::runtime::Key(host)] = {bytes};
     return cudaSuccess;
   });
 }
@@ -144,7 +149,8 @@ cudaError_t cudaHostUnregister(void* host) {
 
 cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned int flags) {
   return Runtime::Get().Call("cudaHostGetDevicePointer", [&]() -> cudaError_t {
-    if (device == nullptr || flags != 0 || !simt::runtime::IsPinned(host, 1)) {
+    const auto* const found = simt::runtime::FindPinned(host);
+    if (device == nullptr || flags != 0 || found == nullptr || !found->second.mapped) {
       return cudaErrorInvalidValue;
     }
     *device = host;

@@ -1,5 +1,5 @@
 // When queued work runs, and what the host sees meanwhile.
-#include <cstring>
+#include <thread>
 
 #include "simt/runtime_test/runtime_fixture.h"
 
@@ -147,6 +147,37 @@ TEST_F(Streams, FinishQueuedWorkAfterTheyAreDestroyed) {
   }
   ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
   EXPECT_EQ(Read(device.get(), 1, nullptr), std::vector<int>{6});
+}
+
+TEST_F(Streams, ServeThreadsSideBySide) {
+  for (const StreamMode mode : {StreamMode::kLazy, StreamMode::kEager, StreamMode::kRandom}) {
+    Start(mode);
+    std::vector<std::thread> threads;
+    for (int t = 0; t < 4; ++t) {
+      threads.emplace_back([] {
+        const Stream stream;
+        const DeviceInts device(10);
+        EXPECT_EQ(cudaMemsetAsync(device.get(), 0, 40, stream.get()), cudaSuccess);
+        for (int i = 0; i < 50; ++i) {
+          EXPECT_EQ(LaunchAdd(device.get(), 10, 1, stream.get()), cudaSuccess);
+        }
+        EXPECT_EQ(Read(device.get(), 10, stream.get()), std::vector<int>(10, 50));
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+}
+
+TEST_F(Streams, LetKernelsReachMappedHostMemory) {
+  void* host = nullptr;
+  void* device = nullptr;
+  ASSERT_EQ(cudaHostAlloc(&host, sizeof(int), cudaHostAllocMapped), cudaSuccess);
+  ASSERT_EQ(cudaHostGetDevicePointer(&device, host, 0), cudaSuccess);
+  *static_cast<int*>(host) = 3;
+  ASSERT_EQ(LaunchAdd(static_cast<int*>(device), 1, 4, nullptr), cudaSuccess);
+  ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
+  EXPECT_EQ(*static_cast<int*>(host), 7);
+  EXPECT_EQ(cudaFreeHost(host), cudaSuccess);
 }
 
 TEST_F(Streams, RefuseHandlesThatAreNone) {
