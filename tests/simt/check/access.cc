@@ -92,7 +92,7 @@ void Judge(Shadow* shadow, const Access& access, const Mark& now, Space space) {
   for (size_t i = offset; i < offset + access.bytes; ++i) {
     Cell& cell = shadow->cells()[i];
     const bool reads = !access.write || access.atomic;
-    if (reads && shadow->written()[i] == 0) {
+    if (reads && !shadow->Written(i)) {
       FailAt(Fault::kUninitialised, now.pc,
              space == Space::kShared ? "reads shared memory that nobody wrote"
                                      : "reads device memory that nobody wrote");

@@ -104,7 +104,7 @@ void ForgetAccesses() {
 void OnAlloc(const Allocation& allocation) {
   const std::lock_guard lock(mutex);
   auto shadow = std::make_unique<Shadow>(allocation.begin, allocation.bytes);
-  if (allocation.foreign) std::memset(shadow->written(), 1, allocation.bytes);
+  if (allocation.foreign) shadow->SetAllWritten();
   Shadows()[allocation.begin] = std::move(shadow);
 }
 
@@ -134,6 +134,10 @@ void OnDeviceCopy(const void* to, const void* from, size_t bytes) {
   const auto source_offset = static_cast<size_t>(source - source_shadow->begin());
   bytes = std::min(
       {bytes, target_shadow->bytes() - target_offset, source_shadow->bytes() - source_offset});
+  if (source_shadow->all_written()) {
+    std::memset(target_shadow->written() + target_offset, 1, bytes);
+    return;
+  }
   std::memmove(target_shadow->written() + target_offset, source_shadow->written() + source_offset,
                bytes);
 }

@@ -41,8 +41,11 @@ class Shadow {
   size_t bytes() const { return bytes_; }
   Cell* cells() { return touched_ = true, cells_; }
   uint8_t* written() { return written_; }  // not 0: somebody wrote the byte
-  void ForgetWrites();                     // nobody wrote any byte
-  void ForgetAccesses();                   // may give memory back
+  bool Written(size_t i) const { return all_written_ || written_[i] != 0; }
+  void ForgetWrites();  // nobody wrote any byte
+  bool all_written() const { return all_written_; }
+  void SetAllWritten() { all_written_ = true; }
+  void ForgetAccesses();  // may give memory back
 
  private:
   const std::byte* begin_;
@@ -50,6 +53,7 @@ class Shadow {
   Cell* cells_;
   uint8_t* written_;
   bool touched_ = false;
+  bool all_written_ = false;
 };
 
 // The shadow of the allocation around `address`, or null. For the thread that runs a grid: it stays
