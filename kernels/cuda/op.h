@@ -13,14 +13,18 @@
 #ifndef KVERN_KERNELS_CUDA_OP_H_
 #define KVERN_KERNELS_CUDA_OP_H_
 
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "kernels/cuda/device_context.h"
 #include "kernels/cuda/problem.h"
+#include "kernels/cuda/strided_bytes.h"
 #include "kernels/op_args.h"
 
 namespace kvern::cuda {
@@ -64,7 +68,10 @@ class Op {
   }
   // A strided host view, made dense.
   template <class T, int N>
-  const T* UploadDense(TensorView<const T, N> view);
+  const T* UploadDense(TensorView<const T, N> view) {
+    static_assert(std::is_trivially_copyable_v<T>);
+    return static_cast<const T*>(UploadStrided(StridedBytes::Of(view)));
+  }
   // Not initialised.
   template <class T>
   T* Scratch(int64_t count) {
@@ -96,14 +103,36 @@ class Op {
   absl::Status End();
 
  private:
-  struct CopyOut;
+  // Host memory that End fills from dense device memory.
+  struct Answer {
+    const std::byte* device;
+    Units units;
+    Staging::Unpack unpack;
+  };
+
   const void* UploadBytes(std::span<const std::byte> host);
+  const void* UploadStrided(const StridedBytes& view);
+  const std::byte* UploadUnits(Units units, Staging::Pack pack);
   void* ScratchBytes(int64_t bytes);
   void* ResultBytes(std::span<std::byte> host);
+  void Fill(std::byte* device, Units units, Staging::Pack pack);
+  void FlushPage();
+  KvLayer LayerOf(const KvRef& ref, Access access);
+  KvLayer StagedLayer(KvRef ref, Access access);
+  float* ScoresOf(const ScoreView& view, Access access);
+  DeviceRotation RotationOf(const RotationTable& table);
 
   DeviceContext& device_;
   const char* const name_;
-  // (private members: the owner of this file completes them)
+  absl::Status status_;  // the first error
+  bool timed_ = false;   // the clock runs
+  std::vector<std::pair<std::byte*, int64_t>> scratch_;
+  // Small uploads gather here and travel together.
+  std::vector<std::byte> page_;
+  std::byte* page_device_ = nullptr;
+  std::vector<Answer> answers_;
+  // Block tables, which layers share, by address and length.
+  std::map<std::pair<const uint32_t*, int64_t>, const uint32_t*> block_tables_;
 };
 
 }  // namespace kvern::cuda
