@@ -55,6 +55,25 @@ void AddLimits(CLI::App& app, Limits& limits) {
   }
 }
 
+void AddDevice(CLI::App& app, BackendOptions& backend) {
+  AddFlagWithValue(app, "device", backend.device, "GPU of the cuda backend: its index or UUID")
+      ->group("Device")
+      ->capture_default_str();
+  AddFlagWithValue(
+      app, "scratch-bytes", backend.scratch_bytes,
+      "Device memory reserved at start for scores and copies; 0 is a quarter of what is "
+      "free, at most 8 GiB")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/false))
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 48))
+      ->group("Device")
+      ->capture_default_str();
+  AddFlagWithValue(app, "hang-seconds", backend.hang_seconds,
+                   "A device that does not finish its work in this time is lost")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->group("Device")
+      ->capture_default_str();
+}
+
 struct Words {
   std::string log_format = "text";
   std::string log_level = "info";
@@ -146,6 +165,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
       ->configurable(false);
   AddServing(app, config, words);
   AddTls(app, config);
+  AddDevice(app, config.backend);
   AddLimits(app, config.limits);
   std::vector<std::string> reversed;
   for (auto argument = arguments.rbegin(); argument != arguments.rend(); ++argument) {

@@ -85,6 +85,7 @@ struct Server::State {
   Config config;
   telemetry::Metrics metrics;
   std::unique_ptr<BothEvents> rpc_events;
+  std::string backend_reason;  // why `auto` chose it
   std::unique_ptr<engine::Engine> engine;
   std::vector<std::unique_ptr<SocketClaim>> claims;
   std::unique_ptr<rpc::Services> services;
@@ -107,7 +108,9 @@ absl::Status Server::State::StartEngine() {
   engine::EngineOptions options;
   options.limits = config.limits;
   options.events = &metrics.Engine();
-  KVERN_ASSIGN_OR_RETURN(options.backend, MakeBackend(config.backend));
+  KVERN_ASSIGN_OR_RETURN(ChosenBackend chosen, ChooseBackend(config.backend));
+  options.backend = std::move(chosen.backend);
+  backend_reason = std::move(chosen.reason);
   KVERN_ASSIGN_OR_RETURN(engine, engine::Engine::Create(std::move(options)));
   if (config.models_dir.empty()) return absl::OkStatus();
   return LoadModels(config.models_dir, engine->Models()).status();
@@ -121,6 +124,7 @@ absl::Status Server::State::StartServices() {
   options.version = Version();
   options.commit = Commit();
   options.threads = ThreadsOf(config.backend);
+  options.backend_reason = backend_reason;
   if (!socket.empty()) options.broker_address = SiblingSocket(socket, "broker");
   services = std::make_unique<rpc::Services>(options);
 
@@ -247,6 +251,7 @@ std::string Server::Summary() const {
       "; backend ", std::string(engine.BackendName()), "/", std::string(engine.InstructionSet()),
       ", ", ThreadsOf(state_->config.backend), " threads, store ",
       state_->config.limits.store_bytes >> 20, " MiB");
+  if (!state_->backend_reason.empty()) absl::StrAppend(&line, " (", state_->backend_reason, ")");
   if (MetricsPort() != 0) absl::StrAppend(&line, "; metrics on port ", MetricsPort());
   return line;
 }
