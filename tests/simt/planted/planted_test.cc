@@ -94,6 +94,8 @@ class Planted : public testing::TestWithParam<Bug> {};
 TEST_P(Planted, IsFound) {
   const Bug& bug = GetParam();
   if (kChecking) {
+    const Config before = Current();
+    Current().order = Order::kForward;
     try {
       Output(bug.run, Twin::kBad);
       FAIL() << "the forward order alone has to show it";
@@ -102,6 +104,7 @@ TEST_P(Planted, IsFound) {
       EXPECT_NE(std::string(error.what()).find("block "), std::string::npos);
       std::printf("%s\n", error.what());
     }
+    Current() = before;
   } else if (SIMT_ASAN) {
     EXPECT_EQ(FoundInAChild(bug.run), bug.asan);
   } else {

@@ -27,6 +27,7 @@ class WithConfig {
 };
 
 TEST(DeviceMemory, StartsAsNaNAndEndsAtAPageThatFaults) {
+  const DeviceAccess access;
   auto* bytes = static_cast<unsigned char*>(DeviceAlloc(512));
   EXPECT_EQ(reinterpret_cast<uintptr_t>(bytes) % 256, 0u);
   for (int i = 0; i < 512; ++i) EXPECT_EQ(bytes[i], 0xFF);

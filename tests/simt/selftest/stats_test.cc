@@ -4,6 +4,7 @@
 #include "simt/build.h"
 #include "simt/config.h"
 #include "simt/device_array.h"
+#include "simt/grid.h"
 #include "simt/mem_stats.h"
 #include "simt/selftest/kernels.h"
 
@@ -46,6 +47,34 @@ TEST(MemStats, CountsSectorsAndBankConflicts) {
     Current() = before;
   } else {
     GTEST_SKIP() << "only the check build counts";
+  }
+}
+
+// RunSums reads 32 words.
+bool SumsReport(const int32_t* in) {
+  const DeviceArray<int64_t> out(1);
+  try {
+    selftest::RunSums(1, 32, {in, out.data()});
+  } catch (const Error& error) {
+    EXPECT_EQ(error.fault, Fault::kUninitialised) << error.what();
+    return true;
+  }
+  return false;
+}
+
+TEST(Uninitialised, FollowsCopies) {
+  if constexpr (kChecking) {
+    const DeviceArray<int32_t> never(32);
+    const DeviceArray<int32_t> copy(32);
+    EXPECT_TRUE(SumsReport(never.data()));
+    NoteHostWrite(copy.data(), 32 * sizeof(int32_t) - 1);
+    EXPECT_TRUE(SumsReport(copy.data()));
+    NoteHostWrite(copy.data() + 31, sizeof(int32_t));
+    EXPECT_FALSE(SumsReport(copy.data()));
+    NoteDeviceCopy(copy.data() + 5, never.data(), 1);
+    EXPECT_TRUE(SumsReport(copy.data()));
+  } else {
+    GTEST_SKIP() << "only the check build knows who wrote";
   }
 }
 
