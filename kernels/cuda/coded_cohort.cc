@@ -9,7 +9,6 @@
 #include "kernels/base/hadamard.h"
 #include "kernels/base/lm4_table.h"
 #include "kernels/base/status_macros.h"
-#include "kernels/cuda/lm4_cell.h"
 
 namespace kvern::cuda {
 namespace {
@@ -39,15 +38,15 @@ Lm4Tables MakeLm4Tables() {
   Lm4Tables tables;
   std::copy(std::begin(kLm4Levels), std::end(kLm4Levels), tables.levels);
   for (int cell = 0; cell < kLm4Cells; ++cell) {
-    // Far more than what rounding moves the edge of a cell, far less than a cell.
-    constexpr float kSlack = 0.01f;
+    // More than what rounding moves the edge of a cell; with it a cell is still below 0.257.
+    constexpr float kSlack = 0.001f;
     const float low = Lm4CellLow(cell) - kSlack;
     uint32_t below = 0;
     while (below < kLm4Boundaries && Lm4Boundary(below) < low) ++below;
     const float boundary = below < kLm4Boundaries ? Lm4Boundary(below) : kLm4Never;
     const uint32_t bits = std::bit_cast<uint32_t>(boundary);
-    KVERN_CHECK((bits & kLm4CodeMask) == 0);
-    tables.cells[cell] = bits | below;
+    KVERN_CHECK((bits & kLm4OffsetMask) == 0);
+    tables.cells[cell] = bits | below * 4;
   }
   return tables;
 }

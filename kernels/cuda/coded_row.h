@@ -7,6 +7,7 @@
 
 #include "kernels/base/dtype.h"
 #include "kernels/base/packed_layout.h"
+#include "kernels/cuda/lm4_cell.h"
 #include "kernels/cuda/problem.h"
 
 namespace kvern::cuda {
@@ -33,15 +34,6 @@ struct CodedSequence {
   const int32_t* sources = nullptr;   // encode: kept tokens, ascending per (layer, kv_head)
   const Float16* mean_key = nullptr;  // [layers, kv_heads, head_dim]; null without rm
   int32_t kv_heads = 0;
-};
-
-// The 16 levels of lm4, and its boundaries as a table of even steps of the value, none of which
-// holds more than one boundary. A word is a boundary (whose low mantissa bits are 0) with, in its
-// low 4 bits, how many boundaries lie below the step.
-inline constexpr int kLm4Cells = 32;
-struct Lm4Tables {
-  uint32_t cells[kLm4Cells];
-  float levels[16];
 };
 
 // HadamardBlock of kernels/base/hadamard.h on the device.

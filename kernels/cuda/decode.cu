@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kCodingThreads) DecodePairsKernel(DecodeParams
 
 // 16 threads per token, 8 tokens at once.
 template <class T>
-__global__ void __launch_bounds__(kCodingThreads) DecodeGroupsKernel(DecodeParams params) {
+__global__ void __launch_bounds__(kCodingThreads, 6) DecodeGroupsKernel(DecodeParams params) {
   KVERN_DYNAMIC_SHARED(float, rows);
   KVERN_SHARED(float, levels, 16);
   const DecodeShared shared = {rows, levels};

@@ -75,7 +75,7 @@ class GroupDecoder {
     }
     for (int32_t d = lane_; d < head_dim_; d += kLanes) {
       const uint32_t bit = d / kOctet * 32 + Lm4Shift(d % kOctet);
-      const uint32_t code = LoadByte(codes + bit / 8) >> bit % 8 & kLm4CodeMask;
+      const uint32_t code = LoadByte(codes + bit / 8) >> bit % 8 & 15;
       x_[d] = scale * shared_.levels[code];
     }
   }

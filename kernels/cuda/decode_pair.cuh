@@ -38,11 +38,7 @@ class PairDecoder {
     } else {
       RestoreLm4(scale);
     }
-    if (block_.row.hadamard) {
-      const float parity_sign = odd_ ? -1.0f : 1.0f;
-      PairButterflies<kSteps>(parity_sign, x_);
-      PairSign<kSteps>(parity_sign, x_);
-    }
+    if (block_.row.hadamard) PairUnrotate<kSteps>(odd_ ? -1.0f : 1.0f, x_);
     if (block_.row.rope_mean) {
       PairAddMean<kSteps>(shared_.mean, AnglesAt(params_, block_.row, slot_), 1.0f, x_);
     }
@@ -84,7 +80,7 @@ class PairDecoder {
       for (int i = 0; i < 4; ++i) {
         KVERN_UNROLL
         for (int e = 0; e < kOctet; ++e) {
-          x_[s + i][e] = scale * shared_.levels[words[i] >> Lm4Shift(e) & kLm4CodeMask];
+          x_[s + i][e] = scale * AtOffset(shared_.levels, Lm4Offsets::Of(words[i]).At(e));
         }
       }
     }

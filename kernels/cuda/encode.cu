@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(kCodingThreads) EncodePairsKernel(EncodeParams
 
 // 16 threads per token, 8 tokens at once.
 template <class T>
-__global__ void __launch_bounds__(kCodingThreads) EncodeGroupsKernel(EncodeParams params) {
+__global__ void __launch_bounds__(kCodingThreads, 6) EncodeGroupsKernel(EncodeParams params) {
   KVERN_DYNAMIC_SHARED(float, rows);
   KVERN_ENCODE_SHARED(shared, rows);
   const Block block = BlockAt(params.coding, blockIdx.x);

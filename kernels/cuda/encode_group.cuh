@@ -119,9 +119,9 @@ class GroupEncoder {
       const int32_t d = first + lane_;
       uint32_t word = 0;
       if (d < head_dim_) {
-        const uint32_t code = Lm4CodeOf(y_[d] * normalizer, shared_.cells);
-        x_[d] = shared_.levels[code];
-        word = code << Lm4Shift(d % kOctet);
+        const uint32_t offset = Lm4OffsetOf(WithinLm4Reach(y_[d] * normalizer), shared_.cells);
+        x_[d] = AtOffset(shared_.levels, offset);
+        word = offset / 4 << Lm4Shift(d % kOctet);
       }
       KVERN_UNROLL
       for (int apart = kOctet / 2; apart > 0; apart /= 2) {

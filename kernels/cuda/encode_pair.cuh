@@ -44,11 +44,7 @@ class PairEncoder {
     float lanes[kOctet] = {};
     Accumulate(lanes);
     const float squared_length = PairTreeSum(lanes);
-    if (block_.row.hadamard) {
-      const float parity_sign = odd_ ? -1.0f : 1.0f;
-      PairSign<kSteps>(parity_sign, x_);
-      PairButterflies<kSteps>(parity_sign, x_);
-    }
+    if (block_.row.hadamard) PairRotate<kSteps>(odd_ ? -1.0f : 1.0f, x_);
     const CodeScale scale = block_.row.codec == CodecId::kI8t ? CodeI8() : CodeLm4(squared_length);
     Clear(wide);
     Accumulate(wide);
@@ -140,28 +136,21 @@ class PairEncoder {
   // As CodeI8; `squared_length` is that of the row before its rotation.
   __device__ CodeScale CodeLm4(float squared_length) {
     const float normalizer = Lm4Normalizer(squared_length, kHeadDim);
-    // Codes of a step, one in a byte: those of low[s] stand 4 bits below those of high[s].
-    uint32_t low[kSteps];
-    uint32_t high[kSteps];
+    Lm4Offsets codes[kSteps];
     float lanes[kOctet] = {};
-    KVERN_UNROLL
-    for (int s = 0; s < kSteps; ++s) {
-      low[s] = high[s] = 0;
-      KVERN_UNROLL
-      for (int e = 0; e < kOctet; ++e) {
-        const uint32_t code = Lm4CodeOf(x_[s][e] * normalizer, shared_.cells);
-        const float level = shared_.levels[code];
-        lanes[e] = fmaf(level, level, lanes[e]);
-        (IsHigh(e) ? high : low)[s] += code << ByteShift(e);
-      }
+    // Where squares were too small for f32, the length is less than that of the row.
+    if (squared_length < 0x1p-100f) {
+      FindLevels<true>(normalizer, codes, lanes);
+    } else {
+      FindLevels<false>(normalizer, codes, lanes);
     }
     const CodeScale scale = Lm4Scale(squared_length, PairTreeSum(lanes));
     KVERN_UNROLL
     for (int s = 0; s < kSteps; ++s) {
       KVERN_UNROLL
       for (int e = 0; e < kOctet; ++e) {
-        const uint32_t code = ((IsHigh(e) ? high : low)[s] >> ByteShift(e)) & 0xFF;
-        x_[s][e] = fmaf(-scale.value, shared_.levels[code], x_[s][e]);
+        const float level = AtOffset(shared_.levels, codes[s].At(e));
+        x_[s][e] = fmaf(-scale.value, level, x_[s][e]);
       }
     }
     KVERN_UNROLL
@@ -169,14 +158,29 @@ class PairEncoder {
       uint32_t words[4];
       KVERN_UNROLL
       for (int i = 0; i < 4; ++i) {
-        words[i] = normalizer == 0.0f ? 0 : low[s + i] | high[s + i] << 4;
+        words[i] = normalizer == 0.0f ? 0 : codes[s + i].Word();
       }
       StoreVector(s / 2 + (odd_ ? 1 : 0), JoinWords<WordOrder::kAlternating>(odd_, words));
     }
     return scale;
   }
-  __device__ static constexpr bool IsHigh(int e) { return (Lm4Shift(e) & 4) != 0; }
-  __device__ static constexpr int ByteShift(int e) { return static_cast<int>(Lm4Shift(e) & ~4u); }
+
+  // The codes of the normalized row, and the lanes of the squared length of its levels.
+  template <bool kTiny>
+  __device__ void FindLevels(float normalizer, Lm4Offsets (&codes)[kSteps],
+                             float (&lanes)[kOctet]) const {
+    KVERN_UNROLL
+    for (int s = 0; s < kSteps; ++s) {
+      KVERN_UNROLL
+      for (int e = 0; e < kOctet; ++e) {
+        const float value = x_[s][e] * normalizer;
+        const uint32_t offset = Lm4OffsetOf(kTiny ? WithinLm4Reach(value) : value, shared_.cells);
+        const float level = AtOffset(shared_.levels, offset);
+        lanes[e] = fmaf(level, level, lanes[e]);
+        codes[s].Add(e, offset);
+      }
+    }
+  }
 
   __device__ void StoreVector(int index, const Vector16& vector) const {
     if (!live_) return;

@@ -31,7 +31,8 @@ struct EncodeShared {
 __device__ inline void Prepare(const CodingParams& params, const Block& block,
                                const EncodeShared& shared) {
   const int thread = static_cast<int>(threadIdx.x);
-  if (thread < kLm4Cells) shared.cells[thread] = params.lm4.cells[thread];
+  shared.cells[thread] = params.lm4.cells[thread];
+  static_assert(kLm4Cells == kCodingThreads);
   if (thread < 16) shared.levels[thread] = params.lm4.levels[thread];
   if (thread == 0) *shared.nonfinite = 0;
   if (thread < kPackedBlockTokens) {
@@ -60,6 +61,9 @@ __device__ inline void WriteCounts(const Block& block, const EncodeShared& share
 __device__ inline float Sanitised(float value) {
   return value != value ? 0.0f : copysignf(kLargestCoded, value);
 }
+
+// Adding it rounds a float of magnitude below 2^22 to an integer, which the low bits then show.
+inline constexpr float kRoundingMagic = 0x1.8p23f;
 
 // The integer nearest to a value, ties to even, at most kI8Levels from 0; -0 may become 0. Its
 // lowest byte in two's complement is that of the bits of `shifted`.

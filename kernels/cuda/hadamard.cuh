@@ -32,20 +32,19 @@ KVERN_HD constexpr PairSigns PairSignsOf() {
   return signs;
 }
 
-// Known at compile time but for the parity: a negated operand costs nothing, and where the threads
-// of the pair differ one multiplication by +-1 serves both.
-template <int kSteps>
-__device__ inline void PairSign(float parity_sign, PairRow<kSteps>& x) {
-  constexpr PairSigns signs = PairSignsOf<kSteps * kStep>();
-  KVERN_UNROLL
-  for (int s = 0; s < kSteps; ++s) {
-    KVERN_UNROLL
-    for (int e = 0; e < kOctet; ++e) {
-      const int bit = s * kOctet + e;
-      if ((signs.even >> bit & 1) != 0) x[s][e] = -x[s][e];
-      if (((signs.even ^ signs.odd) >> bit & 1) != 0) x[s][e] *= parity_sign;
-    }
-  }
+enum class SignOf : uint8_t { kPlus, kMinus, kParity, kMinusParity };
+// Of element 8 s + e = `bit`: known but for the parity of the thread.
+KVERN_HD constexpr SignOf SignAt(const PairSigns& signs, int bit) {
+  const bool minus = (signs.even >> bit & 1) != 0;
+  const bool differs = ((signs.even ^ signs.odd) >> bit & 1) != 0;
+  if (differs) return minus ? SignOf::kMinusParity : SignOf::kParity;
+  return minus ? SignOf::kMinus : SignOf::kPlus;
+}
+KVERN_HD constexpr bool IsMinus(SignOf sign) {
+  return sign == SignOf::kMinus || sign == SignOf::kMinusParity;
+}
+KVERN_HD constexpr bool HasParity(SignOf sign) {
+  return sign == SignOf::kParity || sign == SignOf::kMinusParity;
 }
 
 __device__ inline void Butterfly(float& a, float& b) {
@@ -55,14 +54,33 @@ __device__ inline void Butterfly(float& a, float& b) {
   b = low - high;
 }
 
-// Strides 1, 2, 4 inside an octet, 8 across the pair, 16 and more across steps; then the scale. All
-// threads of the warp take part. `parity_sign` is 1 for the even thread, -1 for the odd one.
+// Butterfly of sign_a * a and sign_b * b. Products by +-1 are exact, so that they may be fused with
+// the addition; a known minus is a modifier of an operand and costs nothing.
+__device__ inline void SignedButterfly(SignOf sign_a, SignOf sign_b, float parity_sign, float& a,
+                                       float& b) {
+  const float low = IsMinus(sign_a) ? -a : a;
+  float high = IsMinus(sign_b) ? -b : b;
+  if (HasParity(sign_a)) {
+    if (HasParity(sign_b)) high *= parity_sign;
+    a = fmaf(parity_sign, low, high);
+    b = fmaf(parity_sign, low, -high);
+  } else if (HasParity(sign_b)) {
+    a = fmaf(parity_sign, high, low);
+    b = fmaf(-parity_sign, high, low);
+  } else {
+    a = low + high;
+    b = low - high;
+  }
+}
+
+// Strides 2, 4 inside an octet, 8 across the pair, 16 and more across steps. All threads of the
+// warp take part. `parity_sign` is 1 for the even thread, -1 for the odd one.
 template <int kSteps>
-__device__ inline void PairButterflies(float parity_sign, PairRow<kSteps>& x) {
+__device__ inline void PairWideButterflies(float parity_sign, PairRow<kSteps>& x) {
   KVERN_UNROLL
   for (int s = 0; s < kSteps; ++s) {
     KVERN_UNROLL
-    for (int stride = 1; stride < kOctet; stride *= 2) {
+    for (int stride = 2; stride < kOctet; stride *= 2) {
       KVERN_UNROLL
       for (int e = 0; e < kOctet; ++e) {
         if ((e & stride) == 0) Butterfly(x[s][e], x[s][e + stride]);
@@ -82,13 +100,55 @@ __device__ inline void PairButterflies(float parity_sign, PairRow<kSteps>& x) {
       for (int e = 0; e < kOctet; ++e) Butterfly(x[s][e], x[s + stride][e]);
     }
   }
-  // 1 / sqrt(order) as kernels/base rounds it, for the orders that have this path.
+}
+
+// 1 / sqrt(order) as kernels/base rounds it, for the orders that have this path.
+template <int kSteps>
+KVERN_HD constexpr float PairScale() {
   static_assert(kSteps == 4 || kSteps == 8);
-  constexpr float kScale = kSteps == 4 ? 0.125f : 0x1.6a09e6p-4f;
+  return kSteps == 4 ? 0.125f : 0x1.6a09e6p-4f;
+}
+
+// x = H (signs * x). All threads of the warp take part.
+template <int kSteps>
+__device__ inline void PairRotate(float parity_sign, PairRow<kSteps>& x) {
+  constexpr PairSigns signs = PairSignsOf<kSteps * kStep>();
   KVERN_UNROLL
   for (int s = 0; s < kSteps; ++s) {
     KVERN_UNROLL
-    for (int e = 0; e < kOctet; ++e) x[s][e] *= kScale;
+    for (int e = 0; e < kOctet; e += 2) {
+      const int bit = s * kOctet + e;
+      SignedButterfly(SignAt(signs, bit), SignAt(signs, bit + 1), parity_sign, x[s][e],
+                      x[s][e + 1]);
+    }
+  }
+  PairWideButterflies<kSteps>(parity_sign, x);
+  KVERN_UNROLL
+  for (int s = 0; s < kSteps; ++s) {
+    KVERN_UNROLL
+    for (int e = 0; e < kOctet; ++e) x[s][e] *= PairScale<kSteps>();
+  }
+}
+
+// x = signs * (H x), the way back. All threads of the warp take part.
+template <int kSteps>
+__device__ inline void PairUnrotate(float parity_sign, PairRow<kSteps>& x) {
+  constexpr PairSigns signs = PairSignsOf<kSteps * kStep>();
+  const float parity_scale = parity_sign * PairScale<kSteps>();
+  KVERN_UNROLL
+  for (int s = 0; s < kSteps; ++s) {
+    KVERN_UNROLL
+    for (int e = 0; e < kOctet; e += 2) Butterfly(x[s][e], x[s][e + 1]);
+  }
+  PairWideButterflies<kSteps>(parity_sign, x);
+  KVERN_UNROLL
+  for (int s = 0; s < kSteps; ++s) {
+    KVERN_UNROLL
+    for (int e = 0; e < kOctet; ++e) {
+      const SignOf sign = SignAt(signs, s * kOctet + e);
+      const float scale = HasParity(sign) ? parity_scale : PairScale<kSteps>();
+      x[s][e] *= IsMinus(sign) ? -scale : scale;
+    }
   }
 }
 

@@ -1,41 +1,82 @@
 // Finding the lm4 code of a value by one look-up instead of 15 comparisons: the value's cell names
-// the one boundary that may lie inside it, and how many lie below.
+// the one boundary that may lie inside it, and how many lie below. Codes and cells go by the byte
+// offsets of their table entries, which spares every look-up a shift.
 #ifndef KVERN_KERNELS_CUDA_LM4_CELL_H_
 #define KVERN_KERNELS_CUDA_LM4_CELL_H_
 
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "kernels/base/dtype.h"
 #include "kernels/base/host_device.h"
-#include "kernels/cuda/coded_row.h"
 
 namespace kvern::cuda {
 
-// Cells are 5 / 31 wide and cover -2.5..2.5; neighbouring boundaries are at least 0.25 apart and
-// all of them lie inside. The first and the last cell go on to infinity; NaN is in the first.
-inline constexpr float kLm4CellScale = 0.2f;
-inline constexpr uint32_t kLm4CodeMask = 15;
-inline constexpr float kLm4Never = 0x1p127f;  // a boundary that no value is above
-// Adding it rounds a float of magnitude below 2^22 to an integer, which the low bits then show.
-inline constexpr float kRoundingMagic = 0x1.8p23f;
+// Cells are 0.25 wide, neighbouring boundaries at least 0.257 apart. They reach further than the
+// values of a rotated head of 128, none of which is longer than the row: sqrt(128) < 15.
+inline constexpr int kLm4Cells = 128;
+inline constexpr float kLm4CellsPerUnit = 4.0f;
+inline constexpr float kLm4Reach = 15.0f;
+inline constexpr float kLm4Never = std::numeric_limits<float>::infinity();  // above no value
 
-// The least value of the cell, but for rounding.
+// `cells`: a word is a boundary, whose low mantissa bits are 0, with 4 times the count of
+// boundaries below the cell in its low byte. A level has the offset 4 * code.
+struct Lm4Tables {
+  uint32_t cells[kLm4Cells];
+  float levels[16];
+};
+inline constexpr uint32_t kLm4OffsetMask = 0xFF;  // a byte, which is cheap to pack
+
+// Cell of a value: the whole part of its place, once rounded to quarters.
 inline constexpr float Lm4CellLow(int cell) {
-  const float centre = static_cast<float>(cell) / (kLm4Cells - 1);
-  return (centre - 0.5f - 0.5f / (kLm4Cells - 1)) / kLm4CellScale;
+  return (static_cast<float>(cell - kLm4Cells / 2) - 0.125f) / kLm4CellsPerUnit;
 }
 
-KVERN_HD inline uint32_t Lm4CodeOf(float value, const uint32_t* cells) {
-  const float place = fminf(fmaxf(fmaf(value, kLm4CellScale, 0.5f), 0.0f), 1.0f);
-  const float rounded = fmaf(place, static_cast<float>(kLm4Cells - 1), kRoundingMagic);
-  const uint32_t word = cells[internal::BitsFromFloat(rounded) & (kLm4Cells - 1)];
-  const float boundary = internal::FloatFromBits(word & ~kLm4CodeMask);
-  return (word & kLm4CodeMask) + (value > boundary ? 1 : 0);
+template <class T>
+KVERN_HD inline T AtOffset(const T* table, uint32_t bytes) {
+  return *reinterpret_cast<const T*>(reinterpret_cast<const std::byte*>(table) + bytes);
+}
+
+// 4 times the number of boundaries strictly below the value, |value| <= kLm4Reach.
+KVERN_HD inline uint32_t Lm4OffsetOf(float value, const uint32_t* cells) {
+  // Adding 1.5 * 2^21 rounds to quarters, whose count the low bits then show.
+  constexpr float kQuarters = 0x1.8p21f + kLm4Cells / 2;
+  const uint32_t quarters = internal::BitsFromFloat(fmaf(value, kLm4CellsPerUnit, kQuarters));
+  uint32_t word = AtOffset(cells, quarters & (kLm4Cells - 1) << 2);
+  if (value > internal::FloatFromBits(word & ~kLm4OffsetMask)) word += 4;
+  return word & kLm4OffsetMask;
+}
+KVERN_HD inline float WithinLm4Reach(float value) {
+  return fminf(fmaxf(value, -kLm4Reach), kLm4Reach);
 }
 
 // kLm4Shifts of kernels/base/coding.h, in closed form.
 KVERN_HD constexpr uint32_t Lm4Shift(uint32_t i) { return (i & 1) * 16 + (i >> 1) * 4; }
+
+// A word of eight codes as two of four level offsets, a byte each: coordinate i has byte
+// Lm4Shift(i) / 8 of `high` where its nibble is a high one, else of `low`.
+struct Lm4Offsets {
+  uint32_t low = 0;
+  uint32_t high = 0;
+
+  static KVERN_HD constexpr Lm4Offsets Of(uint32_t word) {
+    constexpr uint32_t kOffsets = 0x3C3C3C3Cu;
+    return {word << 2 & kOffsets, word >> 2 & kOffsets};
+  }
+  KVERN_HD constexpr uint32_t Word() const { return low >> 2 | high << 2; }
+  KVERN_HD constexpr void Add(uint32_t i, uint32_t offset) {
+    (IsHigh(i) ? high : low) += offset << ByteShift(i);
+  }
+  KVERN_HD constexpr uint32_t At(uint32_t i) const {
+    return (IsHigh(i) ? high : low) >> ByteShift(i) & 0xFF;
+  }
+
+ private:
+  static KVERN_HD constexpr bool IsHigh(uint32_t i) { return (Lm4Shift(i) & 4) != 0; }
+  static KVERN_HD constexpr uint32_t ByteShift(uint32_t i) { return Lm4Shift(i) & ~4u; }
+};
 
 }  // namespace kvern::cuda
 
