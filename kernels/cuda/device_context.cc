@@ -172,6 +172,7 @@ absl::Status DeviceContext::Wait(cudaEvent_t event, Ask ask, absl::string_view w
       return stopped;
     }
     if (state != cudaErrorNotReady) return Check(state, what);
+    cudaGetLastError();  // or the next launch reports it
     const Clock::time_point now = Clock::now();
     if (now > end) {
       return Lose(LostStatus(what, "the device did not finish in time"));
