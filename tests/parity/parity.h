@@ -21,18 +21,18 @@
 
 namespace kvern::support {
 
-// Runs `run` on ref first, then on every cpu variant and on cuda where the program has it, with a
+// Runs `run` on ref first, then on every cpu variant, or on cuda in the twin that has it, with a
 // trace that names the variant.
 inline void ForEachBackend(absl::FunctionRef<void(Backend&)> run) {
   std::vector<BackendOptions> variants = {{.name = "ref"}};
-  for (const std::string& set : InstructionSets()) {
-    for (const int threads : {1, 2}) {
-      variants.push_back({.name = "cpu", .instruction_set = set, .threads = threads});
-    }
-  }
-  const std::vector<std::string> names = BackendNames();
-  if (std::find(names.begin(), names.end(), "cuda") != names.end()) {
+  if (BackendNames().back() == "cuda") {
     variants.push_back({.name = "cuda", .scratch_bytes = int64_t{64} << 20});
+  } else {
+    for (const std::string& set : InstructionSets()) {
+      for (const int threads : {1, 2}) {
+        variants.push_back({.name = "cpu", .instruction_set = set, .threads = threads});
+      }
+    }
   }
   for (const BackendOptions& options : variants) {
     SCOPED_TRACE(
