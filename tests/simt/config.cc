@@ -50,6 +50,7 @@ Config FromEnvironment() {
   } else if (!streams.empty() && streams != "lazy") {
     Reject("KVERN_SIMT_STREAMS", streams);
   }
+  config.profile = !Variable("KVERN_SIMT_PROFILE").empty();
   config.seed = NumberOr(config.seed, "KVERN_SIMT_SEED");
   config.hide_device_memory = NumberOr(0, "KVERN_SIMT_HIDE") != 0;
   config.device_bytes = NumberOr(config.device_bytes, "KVERN_SIMT_DEVICE_BYTES");

@@ -32,7 +32,8 @@ struct Config {
 
 // Of the process; change it only while no kernel runs. It starts from KVERN_SIMT_ORDER
 // (forward|reverse|random), KVERN_SIMT_SEED, KVERN_SIMT_STREAMS (eager|lazy|random),
-// KVERN_SIMT_HIDE (1) and KVERN_SIMT_DEVICE_BYTES. What is none of these words aborts.
+// KVERN_SIMT_HIDE (1), KVERN_SIMT_DEVICE_BYTES and KVERN_SIMT_PROFILE (a file that gets the
+// counters of mem_stats.h when the process ends). What is none of these words aborts.
 Config& Current();
 
 const char* Name(Order order);

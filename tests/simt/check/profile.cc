@@ -2,6 +2,8 @@
 #include "simt/check/profile.h"
 
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <set>
 #include <tuple>
@@ -37,7 +39,11 @@ struct Counts {
 
 std::vector<Piece> pieces;  // of the block
 std::unordered_map<uint64_t, uint32_t> executions;
-std::map<const void*, Counts> counts;
+// Outlives other statics: it is written when the process ends.
+std::map<const void*, Counts>& AllCounts() {
+  static auto* counts = new std::map<const void*, Counts>;
+  return *counts;
+}
 
 using Request = std::vector<Piece>;
 
@@ -71,6 +77,20 @@ void CountBanks(const Request& request, Counts* to) {
   }
 }
 
+// At the end of the process, for programs that do not take the counts themselves.
+void WriteProfile() {
+  std::FILE* file = std::fopen(std::getenv("KVERN_SIMT_PROFILE"), "a");
+  if (file == nullptr) return;
+  for (const MemStats& stats : TakeMemStats()) {
+    std::fprintf(file, "%s %s %s requests %llu transfers %llu ideal %llu\n", stats.line.c_str(),
+                 stats.shared ? "shared" : "device", stats.write ? "write" : "read",
+                 static_cast<unsigned long long>(stats.requests),   // NOLINT(runtime/int)
+                 static_cast<unsigned long long>(stats.transfers),  // NOLINT(runtime/int)
+                 static_cast<unsigned long long>(stats.ideal));     // NOLINT(runtime/int)
+  }
+  std::fclose(file);
+}
+
 }  // namespace
 
 void AddToProfile(const Access& access, const void* pc, Space space) {
@@ -86,6 +106,9 @@ void AddToProfile(const Access& access, const void* pc, Space space) {
 }
 
 void FoldProfile() {
+  static const bool written_at_exit =
+      std::getenv("KVERN_SIMT_PROFILE") != nullptr && std::atexit(&WriteProfile) == 0;
+  static_cast<void>(written_at_exit);
   const auto key = [](const Piece& p) { return std::tuple(p.pc, p.warp, p.execution); };
   // Lanes come in any order; addresses sort them well enough, since the lanes of a pass only share.
   std::sort(pieces.begin(), pieces.end(), [&](const Piece& a, const Piece& b) {
@@ -96,7 +119,7 @@ void FoldProfile() {
     while (end < pieces.size() && key(pieces[end]) == key(pieces[first])) ++end;
     const Request request(pieces.begin() + static_cast<ptrdiff_t>(first),
                           pieces.begin() + static_cast<ptrdiff_t>(end));
-    Counts& to = counts[pieces[first].pc];
+    Counts& to = AllCounts()[pieces[first].pc];
     to.shared = pieces[first].shared;
     to.write = pieces[first].write;
     ++to.requests;
@@ -118,7 +141,7 @@ namespace simt {
 std::vector<MemStats> TakeMemStats() {
   const std::lock_guard lock(GridMutex());
   std::map<std::tuple<std::string, bool, bool>, MemStats> by_line;
-  for (const auto& [pc, count] : check::counts) {
+  for (const auto& [pc, count] : check::AllCounts()) {
     const std::string line = LineOf(pc);
     MemStats& stats = by_line[{line, count.shared, count.write}];
     stats.line = line;
@@ -128,7 +151,7 @@ std::vector<MemStats> TakeMemStats() {
     stats.transfers += count.transfers;
     stats.ideal += count.ideal;
   }
-  check::counts.clear();
+  check::AllCounts().clear();
   std::vector<MemStats> all;
   for (const auto& [key, stats] : by_line) all.push_back(stats);
   return all;
