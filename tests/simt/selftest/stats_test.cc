@@ -51,7 +51,7 @@ TEST(MemStats, CountsSectorsAndBankConflicts) {
 }
 
 // RunSums reads 32 words.
-bool SumsReport(const int32_t* in) {
+[[maybe_unused]] bool SumsReport(const int32_t* in) {
   const DeviceArray<int64_t> out(1);
   try {
     selftest::RunSums(1, 32, {in, out.data()});
