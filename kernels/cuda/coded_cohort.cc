@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <iterator>
 
 #include "kernels/base/coding.h"
 #include "kernels/base/hadamard.h"
@@ -12,6 +13,14 @@
 
 namespace kvern::cuda {
 namespace {
+
+constexpr bool ShiftsAgree() {
+  for (uint32_t i = 0; i < std::size(kLm4Shifts); ++i) {
+    if (Lm4Shift(i) != static_cast<uint32_t>(kLm4Shifts[i])) return false;
+  }
+  return true;
+}
+static_assert(ShiftsAgree());
 
 DeviceHadamard UploadHadamard(Op& op, int32_t head_dim, Turn turn) {
   const Hadamard& hadamard = HadamardOf(head_dim);

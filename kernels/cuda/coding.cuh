@@ -105,9 +105,11 @@ __device__ inline void PairAddMean(const float* mean, const RotationRow& angles,
 // A row of codes is a run of 16-byte vectors, made of two words of the even thread and two of the
 // odd one. They exchange halves, so that of two neighbouring vectors the even thread has the first
 // and the odd one the second: `own` are a thread's words of both (first vector first), the result
-// is its whole vector. kLm4: words alternate between the threads; kI8: the even thread's come
-// first.
-enum class WordOrder { kAlternating, kHalves };
+// is its whole vector.
+enum class WordOrder : uint8_t {
+  kAlternating,  // lm4: the threads' words take turns
+  kHalves,       // i8t: the even thread's come first
+};
 template <WordOrder order>
 __device__ inline Vector16 JoinWords(bool odd, const uint32_t (&own)[4]) {
   Vector16 joined;

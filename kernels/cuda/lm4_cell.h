@@ -55,27 +55,25 @@ KVERN_HD inline float WithinLm4Reach(float value) {
 // kLm4Shifts of kernels/base/coding.h, in closed form.
 KVERN_HD constexpr uint32_t Lm4Shift(uint32_t i) { return (i & 1) * 16 + (i >> 1) * 4; }
 
-// A word of eight codes as two of four level offsets, a byte each: coordinate i has byte
-// Lm4Shift(i) / 8 of `high` where its nibble is a high one, else of `low`.
+// A word of eight codes as level offsets: those of coordinates 2 j and 2 j + 1, whose nibbles stand
+// 16 bits apart, in the halves of pairs[j].
 struct Lm4Offsets {
-  uint32_t low = 0;
-  uint32_t high = 0;
+  uint32_t pairs[4] = {};
 
   static KVERN_HD constexpr Lm4Offsets Of(uint32_t word) {
-    constexpr uint32_t kOffsets = 0x3C3C3C3Cu;
-    return {word << 2 & kOffsets, word >> 2 & kOffsets};
+    constexpr uint32_t kOffsets = 0x003C003Cu;
+    return {
+        {word << 2 & kOffsets, word >> 2 & kOffsets, word >> 6 & kOffsets, word >> 10 & kOffsets}};
   }
-  KVERN_HD constexpr uint32_t Word() const { return low >> 2 | high << 2; }
-  KVERN_HD constexpr void Add(uint32_t i, uint32_t offset) {
-    (IsHigh(i) ? high : low) += offset << ByteShift(i);
+  KVERN_HD constexpr uint32_t Word() const {
+    return pairs[0] >> 2 | pairs[1] << 2 | pairs[2] << 6 | pairs[3] << 10;
   }
-  KVERN_HD constexpr uint32_t At(uint32_t i) const {
-    return (IsHigh(i) ? high : low) >> ByteShift(i) & 0xFF;
+  KVERN_HD constexpr void Add(int i, uint32_t offset) {
+    pairs[i / 2] += i % 2 == 0 ? offset : offset << 16;
   }
-
- private:
-  static KVERN_HD constexpr bool IsHigh(uint32_t i) { return (Lm4Shift(i) & 4) != 0; }
-  static KVERN_HD constexpr uint32_t ByteShift(uint32_t i) { return Lm4Shift(i) & ~4u; }
+  KVERN_HD constexpr uint32_t At(int i) const {
+    return i % 2 == 0 ? pairs[i / 2] & 0xFFFF : pairs[i / 2] >> 16;
+  }
 };
 
 }  // namespace kvern::cuda

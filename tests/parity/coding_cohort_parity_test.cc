@@ -1,6 +1,7 @@
 // Keys and values of several ragged sequences, coded and restored in one call with codecs mixed row
 // by row, are what ref makes of each alone.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <deque>
 #include <vector>
@@ -51,7 +52,10 @@ void Spoil(HostKv& kv) {
       const float factor = factors[token / 3 % std::size(factors)];
       for (int64_t d = 0; d < spec.head_dim; ++d) {
         kv.Set(layer, 0, token, d, factor * kv.Get(layer, 0, token, d));
-        kv.Set(layer, 1, token, d, d % 5 == 0 ? factor : 0.0f);
+        // Every other time the f32 sum of squares is that of one coordinate: the codes are of
+        // values far longer than it says.
+        const float tiny = std::copysign(d == 7 ? 3.1e-23f : 2.6e-23f, kv.Get(layer, 1, token, d));
+        kv.Set(layer, 1, token, d, token % 2 == 0 ? tiny : d % 5 == 0 ? factor : 0.0f);
       }
     }
   }
