@@ -22,14 +22,18 @@ __device__ inline void Prepare(const CodingParams& params, const Block& block,
   if (block.row.rope_mean) LoadMean(block, params.shape.head_dim, shared.mean);
 }
 
-// Every NaN becomes the same one; no f16 infinity is made.
+// Every NaN becomes the same one; no f16 infinity is made. Rounding a number in any case, and
+// choosing afterwards, leaves no branch per element.
 template <class T>
 __device__ inline T Rounded(float value) {
-  if (value != value) return FromFloat<T>(std::numeric_limits<float>::quiet_NaN());
+  const bool is_number = value == value;
+  float number = is_number ? value : 0.0f;
   if constexpr (std::is_same_v<T, Float16>) {
-    value = fminf(fmaxf(value, -kLargestCoded), kLargestCoded);
+    number = fminf(fmaxf(number, -kLargestCoded), kLargestCoded);
   }
-  return FromFloat<T>(value);
+  const T rounded = FromFloat<T>(number);
+  const T nan = FromFloat<T>(std::numeric_limits<float>::quiet_NaN());
+  return is_number ? rounded : nan;
 }
 
 }  // namespace kvern::cuda
