@@ -23,7 +23,7 @@ __device__ inline float OwnValueNorm(const AttentionMassParams& params, const Sc
 }
 
 template <class T, RowAccess access>
-__global__ void __launch_bounds__(kThreads) AttentionMassKernel(AttentionMassParams params) {
+__global__ void __launch_bounds__(kThreads, 3) AttentionMassKernel(AttentionMassParams params) {
   const ScoreRun run = params.grid.RunOf(blockIdx.x);
   const int32_t token = run.first + static_cast<int32_t>(threadIdx.x);
   float norm = 1.0f;

@@ -30,7 +30,7 @@ class Shared {
   }
 };
 
-__global__ void __launch_bounds__(kThreads) ShareRowsKernel(ShareRowsParams params) {
+__global__ void __launch_bounds__(kThreads, 3) ShareRowsKernel(ShareRowsParams params) {
   const ScoreRun run = params.grid.RunOf(blockIdx.x);
   const RowGroup group = params.groups[run.row];
   const int64_t* members = params.members + group.first;
