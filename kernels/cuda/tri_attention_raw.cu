@@ -8,9 +8,13 @@ namespace kvern::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kRound = kThreads / 2;  // tokens: two threads share one
-constexpr int kHeads = 4;             // query heads that share one walk over a key
+constexpr int kRound = kThreads / 2;   // tokens: two threads share one
+constexpr int kHeads = 4;              // query heads that share one walk over a key
+constexpr int kOwnHeads = kHeads / 2;  // of them, whose sums this thread of the pair ends with
 constexpr int kMaxHeadDim = 1024;
+
+// What registers allow without spilling.
+constexpr int BlocksPerProcessor(int octets) { return octets == 8 ? 2 : 3; }
 
 // A row's octets of this thread: o is that of dims 16 o + 8 (odd thread). With kOctets > 0 they
 // wait in registers, packed as they lie, so that memory is read once.
@@ -66,11 +70,39 @@ struct HeadVectors {
   __device__ const float* Of(int head) const { return first + min(head, heads - 1) * stride; }
 };
 
+// Eight neighbours from an address that is a multiple of 32 bytes.
+__device__ inline void LoadFloats(const float* from, float (&values)[kOctet]) {
+  const Vector16 bits[2] = {Load(from), Load(from + kOctet / 2)};
+  memcpy(values, bits, sizeof(values));
+}
+
+// The trees of kHeads sums whose lanes the pair shares. The even thread ends with heads 0, 2, the
+// odd one with 1, 3: each sends the lanes that the other sums up.
+__device__ inline void OwnHeadSums(const float (&lanes)[kHeads][kOctet], float (&own)[kOwnHeads]) {
+  const bool odd = threadIdx.x % 2 != 0;
+  KVERN_UNROLL
+  for (int j = 0; j < kOwnHeads; ++j) {
+    float sum[kOctet];
+    KVERN_UNROLL
+    for (int i = 0; i < kOctet; ++i) {
+      const float mine = odd ? lanes[2 * j + 1][i] : lanes[2 * j][i];
+      const float other = odd ? lanes[2 * j][i] : lanes[2 * j + 1][i];
+      sum[i] = mine + __shfl_xor_sync(kAllLanes, other, 1);
+    }
+    KVERN_UNROLL
+    for (int half = kOctet / 2; half > 0; half /= 2) {
+      KVERN_UNROLL
+      for (int i = 0; i < half; ++i) sum[i] += sum[i + half];
+    }
+    own[j] = sum[0];
+  }
+}
+
 // <vector, key - reference> per head, by the f32 lanes of ruling 6 over the first `dims`.
 template <int kOctets, class Key>
 __device__ inline void CentredDots(const Key& key, const float* reference,
                                    const HeadVectors& vectors, int32_t dims,
-                                   float (&dots)[kHeads]) {
+                                   float (&dots)[kOwnHeads]) {
   float lanes[kHeads][kOctet] = {};
   const auto step = [&](int o) {
     const int32_t first = Key::FirstDim(o);
@@ -81,9 +113,15 @@ __device__ inline void CentredDots(const Key& key, const float* reference,
     KVERN_UNROLL
     for (int h = 0; h < kHeads; ++h) {
       const float* vector = vectors.Of(h) + first;
-      KVERN_UNROLL
-      for (int e = 0; e < kOctet; ++e) {
-        if (kOctets > 0 || first + e < dims) lanes[h][e] = fmaf(x[e], vector[e], lanes[h][e]);
+      if constexpr (kOctets > 0) {
+        float u[kOctet];
+        LoadFloats(vector, u);
+        KVERN_UNROLL
+        for (int e = 0; e < kOctet; ++e) lanes[h][e] = fmaf(x[e], u[e], lanes[h][e]);
+      } else {
+        for (int e = 0; e < kOctet && first + e < dims; ++e) {
+          lanes[h][e] = fmaf(x[e], vector[e], lanes[h][e]);
+        }
       }
     }
   };
@@ -93,8 +131,7 @@ __device__ inline void CentredDots(const Key& key, const float* reference,
   } else {
     for (int o = 0; Key::FirstDim(o) < dims; ++o) step(o);
   }
-  KVERN_UNROLL
-  for (int h = 0; h < kHeads; ++h) dots[h] = PairTreeSum(lanes[h]);
+  OwnHeadSums(lanes, dots);
 }
 
 __device__ inline float BandLength(float re, float im) { return sqrtf(fmaf(re, re, im * im)); }
@@ -125,17 +162,20 @@ struct BandLengths<Key, 0> {
 template <int kOctets, class Key>
 __device__ inline void SpreadDots(const TriAttentionParams& params, const Key& key,
                                   const BandLengths<Key, kOctets>& lengths, const HeadVectors& w,
-                                  float (&dots)[kHeads]) {
+                                  float (&dots)[kOwnHeads]) {
   float lanes[kHeads][kOctet] = {};
-  const auto add = [&](int32_t band, int e, float length) {
-    KVERN_UNROLL
-    for (int h = 0; h < kHeads; ++h) lanes[h][e] = fmaf(length, w.Of(h)[band], lanes[h][e]);
-  };
   if constexpr (kOctets > 0) {
     KVERN_UNROLL
     for (int o = 0; o < kOctets / 2; ++o) {
       KVERN_UNROLL
-      for (int e = 0; e < kOctet; ++e) add(Key::FirstDim(o) + e, e, lengths.values[o][e]);
+      for (int h = 0; h < kHeads; ++h) {
+        float of_head[kOctet];
+        LoadFloats(w.Of(h) + Key::FirstDim(o), of_head);
+        KVERN_UNROLL
+        for (int e = 0; e < kOctet; ++e) {
+          lanes[h][e] = fmaf(lengths.values[o][e], of_head[e], lanes[h][e]);
+        }
+      }
     }
   } else {
     const bool half = params.layout == RopeLayout::kHalf;
@@ -144,45 +184,57 @@ __device__ inline void SpreadDots(const TriAttentionParams& params, const Key& k
       for (int e = 0; e < kOctet; ++e) {
         const int32_t band = Key::FirstDim(o) + e;
         if (band >= params.bands) continue;
-        add(band, e,
-            BandLength(key.At(half ? band : 2 * band),
-                       key.At(half ? band + params.bands : 2 * band + 1)));
+        const float length = BandLength(key.At(half ? band : 2 * band),
+                                        key.At(half ? band + params.bands : 2 * band + 1));
+        KVERN_UNROLL
+        for (int h = 0; h < kHeads; ++h) lanes[h][e] = fmaf(length, w.Of(h)[band], lanes[h][e]);
       }
     }
   }
-  KVERN_UNROLL
-  for (int h = 0; h < kHeads; ++h) dots[h] = PairTreeSum(lanes[h]);
+  OwnHeadSums(lanes, dots);
 }
 
-// Raw scores of heads [first_head, first_head + kHeads) of the group.
+// The head of the chunk whose sum j this thread has.
+__device__ inline int32_t OwnHead(int j) { return 2 * j + static_cast<int32_t>(threadIdx.x % 2); }
+
+// Where a block's vectors are: u [group, columns, dims], w [group, bands].
+struct BlockVectors {
+  const float* u;
+  const float* w;
+  const float* reference;  // [head_dim]
+};
+
+// Raw scores of this thread's heads of the chunk that begins at `first_head`.
 template <int kOctets, class Key>
 __device__ inline void RawScores(const TriAttentionParams& params, const Key& key,
-                                 const BandLengths<Key, kOctets>& lengths, int64_t row,
-                                 const float* u, const float* w, const float* reference,
-                                 int32_t first_head, double (&raw)[kHeads]) {
-  const int32_t dims = 2 * params.bands;
+                                 const BlockVectors& vectors, int64_t row, int32_t first_head,
+                                 double (&raw)[kOwnHeads]) {
+  const int32_t dims = kOctets > 0 ? kOctets * kStep : 2 * params.bands;
   const int32_t heads = min(kHeads, params.group - first_head);
   KVERN_UNROLL
-  for (int h = 0; h < kHeads; ++h) raw[h] = -std::numeric_limits<double>::infinity();
+  for (int j = 0; j < kOwnHeads; ++j) raw[j] = -std::numeric_limits<double>::infinity();
   for (int32_t column = 0; column < params.columns; ++column) {
     const int64_t at = int64_t{first_head} * params.columns + column;
-    float dots[kHeads];
-    CentredDots<kOctets>(key, reference, {u + at * dims, int64_t{params.columns} * dims, heads},
-                         dims, dots);
+    float dots[kOwnHeads];
+    CentredDots<kOctets>(key, vectors.reference,
+                         {vectors.u + at * dims, int64_t{params.columns} * dims, heads}, dims,
+                         dots);
     const double* constants = params.constants + (row * params.group) * params.columns + at;
     KVERN_UNROLL
-    for (int h = 0; h < kHeads; ++h) {
-      const double logit = double{dots[h]} + constants[min(h, heads - 1) * params.columns];
-      raw[h] = logit > raw[h] || logit != logit ? logit : raw[h];
+    for (int j = 0; j < kOwnHeads; ++j) {
+      const double logit = double{dots[j]} + constants[min(OwnHead(j), heads - 1) * params.columns];
+      raw[j] = logit > raw[j] || logit != logit ? logit : raw[j];
     }
   }
-  float spreads[kHeads];
+  const BandLengths<Key, kOctets> lengths(key, params);
+  float spreads[kOwnHeads];
   SpreadDots<kOctets>(params, key, lengths,
-                      {w + int64_t{first_head} * params.bands, params.bands, heads}, spreads);
+                      {vectors.w + int64_t{first_head} * params.bands, params.bands, heads},
+                      spreads);
   KVERN_UNROLL
-  for (int h = 0; h < kHeads; ++h) {
-    raw[h] += double{spreads[h]};
-    if (!isfinite(raw[h])) raw[h] = std::numeric_limits<double>::quiet_NaN();
+  for (int j = 0; j < kOwnHeads; ++j) {
+    raw[j] += double{spreads[j]};
+    if (!isfinite(raw[j])) raw[j] = std::numeric_limits<double>::quiet_NaN();
   }
 }
 
@@ -210,56 +262,60 @@ __device__ inline void SumTile(const TriAttentionParams& params, const Tile& til
   }
 }
 
-// Rounds of 64 tokens per chunk of heads; vectors are read by all threads at once.
-template <class T, RowAccess access, int kOctets>
-__global__ void __launch_bounds__(kThreads, 3) RawScoresKernel(TriAttentionParams params) {
-  KVERN_SHARED(float, reference, kMaxHeadDim);
-  KVERN_SHARED(double, raw_of_tile, kHeads* kTile);
-  KVERN_DYNAMIC_SHARED(float, vectors);
-  auto& raw_tile = *reinterpret_cast<double(*)[kHeads][kTile]>(raw_of_tile);
-  const Tile tile = params.rows.tiles[blockIdx.x];
-  const HeadRow row = params.rows.rows[tile.row];
-  const KvLayer keys = params.rows.keys.layers[row.kv];
-  const int32_t head_dim = params.rows.keys.shape.head_dim;
+// Vectors and reference key in shared memory, where all threads read them at once.
+template <bool kHeld>
+__device__ inline BlockVectors HoldVectors(const TriAttentionParams& params, const Tile& tile,
+                                           const HeadRow& row, float* held, float* reference) {
   const int64_t first_query = int64_t{row.layer} * params.q_heads + row.head * params.group;
   const int32_t u_size = params.columns * 2 * params.bands;  // of one query head
   const TriAttentionQueries queries = params.queries[row.sequence];
   const float* u = queries.u + first_query * u_size;
   const float* w = queries.w + first_query * params.bands;
-  const bool held = params.shared_vectors;
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); held && i < params.group * u_size;
-       i += kThreads) {
-    vectors[i] = u[i];
-  }
-  for (int32_t i = static_cast<int32_t>(threadIdx.x); held && i < params.group * params.bands;
-       i += kThreads) {
-    vectors[params.group * u_size + i] = w[i];
-  }
-  if (held) {
-    u = vectors;
-    w = vectors + params.group * u_size;
-  }
+  const int32_t head_dim = params.rows.keys.shape.head_dim;
   for (int32_t d = static_cast<int32_t>(threadIdx.x); d < head_dim; d += kThreads) {
     reference[d] = params.reference[int64_t{tile.row} * head_dim + d];
   }
+  if (!kHeld) return {u, w, reference};
+  float* const held_w = held + params.group * u_size;
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < params.group * u_size; i += kThreads) {
+    held[i] = u[i];
+  }
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < params.group * params.bands;
+       i += kThreads) {
+    held_w[i] = w[i];
+  }
+  return {held, held_w, reference};
+}
+
+// Rounds of 64 tokens per chunk of heads.
+template <class T, RowAccess access, int kOctets, bool kHeld>
+__global__ void __launch_bounds__(kThreads, BlocksPerProcessor(kOctets))
+    RawScoresKernel(TriAttentionParams params) {
+  KVERN_SHARED(float, reference, kMaxHeadDim);
+  KVERN_SHARED(double, raw_of_tile, kHeads* kTile);
+  KVERN_DYNAMIC_SHARED(float, held);
+  auto& raw_tile = *reinterpret_cast<double(*)[kHeads][kTile]>(raw_of_tile);
+  const Tile tile = params.rows.tiles[blockIdx.x];
+  const HeadRow row = params.rows.rows[tile.row];
+  const KvLayer keys = params.rows.keys.layers[row.kv];
+  const BlockVectors vectors = HoldVectors<kHeld>(params, tile, row, held, reference);
   __syncthreads();
   for (int32_t head = 0; head < params.group; head += kHeads) {
     for (int32_t round = 0; round < kTile; round += kRound) {
       const int32_t within = round + static_cast<int32_t>(threadIdx.x) / 2;
       const int32_t token = static_cast<int32_t>(tile.first) + within;
-      double raw[kHeads] = {};
+      double raw[kOwnHeads] = {};
       if (static_cast<int32_t>(tile.first) + round < row.tokens) {  // the same for the whole block
         const KeyOctets<T, access, kOctets> key(keys.Address(row.head, min(token, row.tokens - 1)),
                                                 keys.dim_stride);
-        const BandLengths<KeyOctets<T, access, kOctets>, kOctets> lengths(key, params);
-        RawScores<kOctets>(params, key, lengths, tile.row, u, w, reference, head, raw);
+        RawScores<kOctets>(params, key, vectors, tile.row, head, raw);
       }
       KVERN_UNROLL
-      for (int h = 0; h < kHeads; ++h) {
-        if (static_cast<int>(threadIdx.x % 2) != h % 2) continue;  // the pair shares the writes
-        raw_tile[h][within] = raw[h];
-        if (head + h >= params.group || token >= row.tokens) continue;
-        params.raw[(int64_t{blockIdx.x} * params.group + head + h) * kTile + within] = raw[h];
+      for (int j = 0; j < kOwnHeads; ++j) {
+        raw_tile[OwnHead(j)][within] = raw[j];
+        if (head + OwnHead(j) >= params.group || token >= row.tokens) continue;
+        params.raw[(int64_t{blockIdx.x} * params.group + head + OwnHead(j)) * kTile + within] =
+            raw[j];
       }
     }
     __syncthreads();
@@ -271,17 +327,19 @@ __global__ void __launch_bounds__(kThreads, 3) RawScoresKernel(TriAttentionParam
 constexpr int kMostShared = 96 << 10;  // bytes of vectors: two blocks fit on every device
 
 template <class T, RowAccess access, int kOctets>
-cudaError_t LaunchRaw(const TriAttentionParams& asked, cudaStream_t stream) {
-  TriAttentionParams params = asked;
+cudaError_t LaunchRaw(const TriAttentionParams& params, cudaStream_t stream) {
   const int64_t bytes =
       int64_t{params.group} * (params.columns * 2 + 1) * params.bands * sizeof(float);
-  params.shared_vectors = bytes <= kMostShared;
-  const int shared = params.shared_vectors ? static_cast<int>(bytes) : 0;
-  const auto kernel = &RawScoresKernel<T, access, kOctets>;
+  LaunchShape launch = {params.rows.tile_count, kThreads};
+  if (bytes > kMostShared) {
+    return Launch(&RawScoresKernel<T, access, 0, false>, launch, params, stream);
+  }
+  const auto kernel = &RawScoresKernel<T, access, kOctets, true>;
   if (const cudaError_t error = AllowShared(kernel, kMostShared); error != cudaSuccess) {
     return error;
   }
-  return Launch(kernel, {params.rows.tile_count, kThreads, shared}, params, stream);
+  launch.shared_bytes = static_cast<int>(bytes);
+  return Launch(kernel, launch, params, stream);
 }
 
 // Rows that fit into registers: half layout, every dim rotated, bf16 (f16 is widened in software).
