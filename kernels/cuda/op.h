@@ -52,6 +52,8 @@ class Op {
   Layers AddLayers(std::span<const LayerRefs> cohort, Access access);
   // One pointer per row [sequence, layer, kv_head].
   const ScoreRow* AddScores(std::span<const ScoreView> cohort, Access access);
+  // The same, as the host sees them.
+  std::vector<ScoreRow> ScoreRows(std::span<const ScoreView> cohort, Access access);
   const MaskRow* AddMasks(std::span<const MaskView> cohort);
   // One per sequence; null tables make null entries (cosine == nullptr).
   const DeviceRotation* AddRotations(std::span<const RotationTable* const> cohort);

@@ -137,7 +137,7 @@ float* Op::ScoresOf(const ScoreView& view, Access access) {
   return reinterpret_cast<float*>(device);
 }
 
-const ScoreRow* Op::AddScores(std::span<const ScoreView> cohort, Access access) {
+std::vector<ScoreRow> Op::ScoreRows(std::span<const ScoreView> cohort, Access access) {
   std::vector<ScoreRow> rows;
   for (ScoreView view : cohort) {
     if (view.Size() > 0 && !device_.Reaches(view.data)) {
@@ -149,7 +149,11 @@ const ScoreRow* Op::AddScores(std::span<const ScoreView> cohort, Access access) 
       }
     }
   }
-  return Upload(rows);
+  return rows;
+}
+
+const ScoreRow* Op::AddScores(std::span<const ScoreView> cohort, Access access) {
+  return Upload(ScoreRows(cohort, access));
 }
 
 const MaskRow* Op::AddMasks(std::span<const MaskView> cohort) {
