@@ -5,8 +5,13 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)  # before enable_language, which would 
   set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real 100-real 100-virtual)
 endif()
 set(CMAKE_CUDA_COMPILER ${KVERN_NVCC})
-set(CMAKE_CUDA_STANDARD 17)  # CMake 3.25 knows no later one for nvcc: the flag below wins
 enable_language(CUDA)
+if(NOT DEFINED CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25 does not know that nvcc has it
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+endif()
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_EXTENSIONS OFF)
 get_filename_component(KVERN_CUDA_ROOT ${KVERN_NVCC} REALPATH)
 get_filename_component(KVERN_CUDA_ROOT ${KVERN_CUDA_ROOT}/../.. ABSOLUTE)
 find_library(KVERN_CUDART cudart_static HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} ${KVERN_CUDA_ROOT}
@@ -18,6 +23,6 @@ file(GLOB kernels CONFIGURE_DEPENDS kernels/cuda/*.cu)
 add_library(kvern_cuda STATIC ${kernels})
 target_include_directories(kvern_cuda PRIVATE ${PROJECT_SOURCE_DIR})
 # The compile options of the whole project are a host compiler's: -Xcompiler passes them on.
-target_compile_options(kvern_cuda PRIVATE -std=c++20 -fmad=false --expt-relaxed-constexpr
+target_compile_options(kvern_cuda PRIVATE -fmad=false --expt-relaxed-constexpr
   -Werror all-warnings -lineinfo)
 target_link_libraries(kvern_cuda PUBLIC kvern_cuda_host ${KVERN_CUDART} Threads::Threads dl rt)
