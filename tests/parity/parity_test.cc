@@ -26,7 +26,9 @@ TEST(ExpectScoreParity, SeesASignOfZeroThatDiffersFromRef) {
       return WriteZeros(backend, scores, /*index=*/5, -0.0f);
     });
   }
-  ASSERT_EQ(failures.size(), static_cast<int>(2 * InstructionSets().size()));
+  // One and two threads of every instruction set, or cuda alone.
+  const bool cuda = BackendNames().back() == "cuda";
+  ASSERT_EQ(failures.size(), cuda ? 1 : static_cast<int>(2 * InstructionSets().size()));
   EXPECT_NE(std::string(failures.GetTestPartResult(0).message()).find("score 5 of 8"),
             std::string::npos);
 }
