@@ -1,5 +1,7 @@
 // Logits in f64, the specification (ruling 6): one dot product per moment vector and key, two
 // threads to a key, the vectors of a query head in shared memory. As ref/expected_attention.cc.
+#include <algorithm>
+
 #include "kernels/cuda/expected_attention.h"
 #include "kernels/cuda/row_pair.cuh"
 
@@ -141,11 +143,12 @@ __global__ void __launch_bounds__(kThreads, 3) LogitsKernel(ExpectedAttentionPar
 
 template <class T, RowAccess access>
 cudaError_t LaunchTyped(const ExpectedAttentionParams& params, cudaStream_t stream) {
-  LaunchShape launch = {params.rows.tile_count, kThreads};
+  // A kernel that names dynamic shared memory has some.
+  LaunchShape launch = {params.rows.tile_count, kThreads, sizeof(Vector16)};
   const int64_t vectors = 1 + params.rank + (params.full ? 0 : 1);
   const int64_t bytes = vectors * params.rows.keys.shape.head_dim * sizeof(double);
   if (bytes > kMostHeld) return Launch(&LogitsKernel<T, access, false>, launch, params, stream);
-  launch.shared_bytes = static_cast<int>(bytes);
+  launch.shared_bytes = static_cast<int>(std::max<int64_t>(bytes, launch.shared_bytes));
   return Launch(&LogitsKernel<T, access, true>, launch, params, stream);
 }
 

@@ -98,7 +98,11 @@ void* Op::ResultBytes(std::span<std::byte> host) {
 std::byte* Op::InOut(std::span<std::byte> bytes) {
   if (bytes.empty()) return nullptr;
   if (device_.Reaches(bytes.data())) return bytes.data();
+  // Keys and values of one sequence write into the same bytes: two copies would undo each other.
+  const auto [known, added] = in_out_.try_emplace(bytes.data());
+  if (!added) return known->second;
   auto* const device = static_cast<std::byte*>(ResultBytes(bytes));
+  known->second = device;
   Fill(device, answers_.back().units, [&](int64_t first, int64_t count, std::byte* to) {
     std::memcpy(to, bytes.data() + first, static_cast<size_t>(count));
   });
@@ -108,7 +112,9 @@ std::byte* Op::InOut(std::span<std::byte> bytes) {
 const std::byte* Op::In(std::span<const std::byte> bytes) {
   if (bytes.empty()) return nullptr;
   if (device_.Reaches(bytes.data())) return bytes.data();
-  return static_cast<const std::byte*>(UploadBytes(bytes));
+  const auto [known, added] = in_.try_emplace(bytes.data());
+  if (added) known->second = static_cast<const std::byte*>(UploadBytes(bytes));
+  return known->second;
 }
 
 void Op::Clear(void* device, int64_t bytes) {

@@ -86,7 +86,8 @@ class Op {
     return static_cast<T*>(ResultBytes(std::as_writable_bytes(host)));
   }
   // `bytes` of the caller for kernels to write: themselves when the device reaches them (then
-  // nothing is copied), else scratch with their contents that End copies back.
+  // nothing is copied), else scratch with their contents that End copies back. Asked for the same
+  // bytes again, it gives the same memory.
   std::byte* InOut(std::span<std::byte> bytes);
   const std::byte* In(std::span<const std::byte> bytes);
   // Sets device memory of this op to 0 before the launches.
@@ -133,6 +134,9 @@ class Op {
   std::vector<std::byte> page_;
   std::byte* page_device_ = nullptr;
   std::vector<Answer> answers_;
+  // Whole buffers of the caller, by address.
+  std::map<const std::byte*, std::byte*> in_out_;
+  std::map<const std::byte*, const std::byte*> in_;
   // Block tables, which layers share, by address and length.
   std::map<std::pair<const uint32_t*, int64_t>, const uint32_t*> block_tables_;
 };

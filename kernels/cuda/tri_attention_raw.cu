@@ -1,5 +1,7 @@
 // A key's expected logit under the calibrated queries: a dot product of the centred key per query
 // head and column, and a term that only sees the length of each band. As ref/tri_attention.cc.
+#include <algorithm>
+
 #include "kernels/cuda/centred_dots.cuh"
 #include "kernels/cuda/row.cuh"
 #include "kernels/cuda/token_sum.cuh"
@@ -208,7 +210,8 @@ template <class T, RowAccess access, int kOctets>
 cudaError_t LaunchRaw(const TriAttentionParams& params, cudaStream_t stream) {
   const int64_t bytes =
       int64_t{params.group} * (params.columns * 2 + 1) * params.bands * sizeof(float);
-  LaunchShape launch = {params.rows.tile_count, kThreads};
+  // A kernel that names dynamic shared memory has some.
+  LaunchShape launch = {params.rows.tile_count, kThreads, sizeof(Vector16)};
   if (bytes > kMostShared) {
     return Launch(&RawScoresKernel<T, access, 0, false>, launch, params, stream);
   }
@@ -216,7 +219,7 @@ cudaError_t LaunchRaw(const TriAttentionParams& params, cudaStream_t stream) {
   if (const cudaError_t error = AllowShared(kernel, kMostShared); error != cudaSuccess) {
     return error;
   }
-  launch.shared_bytes = static_cast<int>(bytes);
+  launch.shared_bytes = static_cast<int>(std::max<int64_t>(bytes, launch.shared_bytes));
   return Launch(kernel, launch, params, stream);
 }
 

@@ -64,6 +64,7 @@ class DeviceTest : public EngineTest {
     return policy;
   }
 
+ public:
   // Twenty requests of one sequence each.
   static std::vector<CanonicalJob> CanonicalJobs();
 };

@@ -1,7 +1,11 @@
 // The device breaks at every call that a request makes, in every way: the answer says so in time,
 // nothing is lost that was not being rewritten, and health tells.
 //
-// KVERN_FAULT_STRIDE: every how many-th call breaks; 1 is all of them.
+// KVERN_FAULT_STRIDE: every how many-th call breaks; 1 is all of them. Each case wants a process in
+// which nothing has used the device before, as ctest gives it.
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <set>
@@ -26,11 +30,14 @@ constexpr NamedKind kKinds[] = {{FaultKind::kOutOfMemory, "out of memory"},
 
 int64_t Stride() {
   const char* text = std::getenv("KVERN_FAULT_STRIDE");
-  return text == nullptr ? 7 : std::max<int64_t>(1, std::atoll(text));
+  return text == nullptr ? 19 : std::max<int64_t>(1, std::atoll(text));
 }
 
-class DeviceFaults : public DeviceTest {
- protected:
+// One job in one process: first whole, then broken.
+class BrokenRun : public DeviceTest {
+ public:
+  void TestBody() override {}
+
   // What the job leaves when nothing breaks.
   struct Clean {
     int64_t calls = 0;
@@ -47,7 +54,7 @@ class DeviceFaults : public DeviceTest {
     return {simt::Faults::Calls() - before, Snapshot()};
   }
 
-  void RunBroken(const CompressJob& asked, const Clean& clean, FaultKind kind, int64_t call) {
+  void Break(const CompressJob& asked, const Clean& clean, FaultKind kind, int64_t call) {
     Restart();
     const std::vector<std::byte> before = Snapshot();
     CompressJob job = asked;
@@ -64,7 +71,9 @@ class DeviceFaults : public DeviceTest {
     }
     ExpectSaidSo(status, kind);
     if (!absl::IsDataLoss(status)) {
-      EXPECT_EQ(Snapshot(), before);
+      // A copy that failed may have begun to fill the blocks that the caller gave for it.
+      const auto& blocks = std::get<PagedSource>(asked.sequences[0].source).destination_block_ids;
+      ExpectOnlyWritten(before, Snapshot(), {blocks.begin(), blocks.end()});
     }
     if (kind == FaultKind::kOutOfMemory) {
       EXPECT_TRUE(engine_->Health().ok()) << engine_->Health();
@@ -87,19 +96,50 @@ class DeviceFaults : public DeviceTest {
   }
 };
 
-class EveryCanonicalJob : public DeviceFaults, public testing::WithParamInterface<int> {};
+// Runs `body` in a process of its own: what a lost device held is never given back, and CUDA does
+// not live through a fork. True when nothing failed there.
+bool InChild(const std::function<void(BrokenRun&)>& body) {
+  const pid_t child = fork();
+  if (child == 0) {
+    {
+      BrokenRun run;
+      body(run);
+    }
+    _exit(testing::Test::HasFailure() ? 1 : 0);
+  }
+  int status = 0;
+  return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) &&
+         WEXITSTATUS(status) == 0;
+}
+
+class EveryCanonicalJob : public testing::TestWithParam<int> {
+ protected:
+  static CanonicalJob JobOf(int number) { return BrokenRun::CanonicalJobs().at(number); }
+
+  // Runtime calls of the job when nothing breaks.
+  static int64_t CallsOf(int number) {
+    auto* calls = static_cast<int64_t*>(
+        mmap(nullptr, sizeof(int64_t), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0));
+    EXPECT_TRUE(InChild([&](BrokenRun& run) { *calls = run.RunClean(JobOf(number).job).calls; }));
+    const int64_t count = *calls;
+    munmap(calls, sizeof(int64_t));
+    return count;
+  }
+};
 
 TEST_P(EveryCanonicalJob, FailsInTimeAndLosesNothingWhereverTheDeviceBreaks) {
-  const CanonicalJob canonical = CanonicalJobs().at(GetParam());
-  SCOPED_TRACE(canonical.name);
-  const Clean clean = RunClean(canonical.job);
-  ASSERT_GT(clean.calls, 0);
+  SCOPED_TRACE(JobOf(GetParam()).name);
+  const int64_t calls = CallsOf(GetParam());
+  ASSERT_GT(calls, 0);
   for (const NamedKind& kind : kKinds) {
     // A hang costs its deadline each time.
-    const int64_t stride = kind.kind == FaultKind::kHang ? 6 * Stride() : Stride();
-    for (int64_t call = 1 + GetParam() % stride; call <= clean.calls; call += stride) {
-      SCOPED_TRACE(absl::StrCat(kind.name, " at call ", call, " of ", clean.calls));
-      RunBroken(canonical.job, clean, kind.kind, call);
+    const int64_t stride = kind.kind == FaultKind::kHang ? 3 * Stride() : Stride();
+    for (int64_t call = 1 + GetParam() % stride; call <= calls; call += stride) {
+      EXPECT_TRUE(InChild([&](BrokenRun& run) {
+        const CompressJob job = JobOf(GetParam()).job;
+        run.Break(job, run.RunClean(job), kind.kind, call);
+      })) << kind.name
+          << " at call " << call << " of " << calls;
     }
   }
 }
