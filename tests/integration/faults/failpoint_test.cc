@@ -35,8 +35,10 @@ class FailpointTest : public testing::Test {
     client_.reset();
     memory_.Restore(before_);
     setenv("KVERN_FAILPOINTS", setting.c_str(), /*overwrite=*/1);
-    // One thread: a point within a move is then behind the first tile and before the last.
-    server_ = support::ServerProcess::Start({"--store-bytes", "1048576", "--threads", "1"});
+    // One thread of the cpu: a point within a move is then behind the first tile and before the
+    // last.
+    server_ = support::ServerProcess::Start(
+        {"--store-bytes", "1048576", "--backend", "cpu", "--threads", "1"});
     unsetenv("KVERN_FAILPOINTS");
     ASSERT_NE(server_, nullptr);
     auto client = client::Client::Connect(server_->Address());
