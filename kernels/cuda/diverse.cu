@@ -10,7 +10,7 @@
 namespace kvern::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kPairs = kWarp / 2;  // of a warp: two threads share a dot product
 
@@ -155,7 +155,7 @@ __device__ inline void Refresh(const DiverseParams& params, const DiverseProblem
 }
 
 template <class T, RowAccess access>
-__global__ void __launch_bounds__(kThreads, 1) DiverseKernel(DiverseParams params) {
+__global__ void __launch_bounds__(kThreads, 2) DiverseKernel(DiverseParams params) {
   KVERN_SHARED(double, extremes_of_warps, 2 * kWarps);
   KVERN_SHARED(uint64_t, best_of_warps, kWarps);
   KVERN_SHARED(int32_t, stopped, 1);

@@ -35,7 +35,7 @@ class AlphaGolden : public GoldenTest {
  protected:
   // Sets do not tell an order; sets of every prefix do. The long runs are sampled.
   std::vector<int64_t> Prefixes(int64_t budget) const {
-    const int64_t step = budget <= 16 ? 1 : IsRef() ? budget / 4 : budget / 32;
+    const int64_t step = budget <= 16 ? 1 : IsFast() ? budget / 32 : budget / 4;
     std::vector<int64_t> prefixes;
     for (int64_t prefix = step; prefix <= budget; prefix += step) prefixes.push_back(prefix);
     return prefixes;

@@ -21,17 +21,21 @@
 
 namespace kvern::support {
 
+// The cuda backend of the twin, opened once.
+inline Backend& CudaBackend() {
+  static Backend& backend =
+      *MakeBackend({.name = "cuda", .scratch_bytes = int64_t{64} << 20}).value().release();
+  return backend;
+}
+
 // Runs `run` on ref first, then on every cpu variant, or on cuda in the twin that has it, with a
 // trace that names the variant.
 inline void ForEachBackend(absl::FunctionRef<void(Backend&)> run) {
   std::vector<BackendOptions> variants = {{.name = "ref"}};
-  if (BackendNames().back() == "cuda") {
-    variants.push_back({.name = "cuda", .scratch_bytes = int64_t{64} << 20});
-  } else {
-    for (const std::string& set : InstructionSets()) {
-      for (const int threads : {1, 2}) {
-        variants.push_back({.name = "cpu", .instruction_set = set, .threads = threads});
-      }
+  const bool cuda = BackendNames().back() == "cuda";
+  for (const std::string& set : cuda ? std::vector<std::string>() : InstructionSets()) {
+    for (const int threads : {1, 2}) {
+      variants.push_back({.name = "cpu", .instruction_set = set, .threads = threads});
     }
   }
   for (const BackendOptions& options : variants) {
@@ -41,6 +45,10 @@ inline void ForEachBackend(absl::FunctionRef<void(Backend&)> run) {
     ASSERT_TRUE(backend.ok()) << backend.status().ToString();
     run(**backend);
   }
+  if (!cuda) return;
+  SCOPED_TRACE("cuda");
+  run(CudaBackend());
+  CudaBackend().Bind(nullptr);  // a check dies with its test
 }
 
 // `op` fills (or changes) memory that starts as `initial`; every backend must leave ref's bytes and
