@@ -27,6 +27,16 @@ struct BrokerReply {
 };
 static_assert(sizeof(BrokerReply) == 24 && std::is_trivially_copyable_v<BrokerReply>);
 
+// Little-endian, as the broker reads it.
+struct DeviceRequest {
+  char magic[4] = {'K', 'V', 'D', '1'};
+  char device_uuid[40] = {};
+  uint32_t zero = 0;
+  int64_t offset_bytes = 0;
+  int64_t size_bytes = 0;
+};
+static_assert(sizeof(DeviceRequest) == 64 && std::is_trivially_copyable_v<DeviceRequest>);
+
 absl::Status Broken(const char* what) {
   return absl::UnavailableError(
       absl::StrCat("handle broker: ", what, " failed: ", std::strerror(errno)));
@@ -76,12 +86,27 @@ BrokerConnection& BrokerConnection::operator=(BrokerConnection&& other) noexcept
 }
 
 absl::StatusOr<std::string> BrokerConnection::Attach(int memfd) {
-  char magic[sizeof(kMagic)];
-  std::memcpy(magic, kMagic, sizeof(kMagic));
-  iovec payload = {magic, sizeof(magic)};
+  return Ask(absl::string_view(kMagic, sizeof(kMagic)), memfd);
+}
+
+absl::StatusOr<std::string> BrokerConnection::AttachDevice(const DeviceFile& memory) {
+  DeviceRequest request;
+  if (memory.device_uuid.size() != sizeof(request.device_uuid)) {
+    return absl::InvalidArgumentError(absl::StrCat("device_uuid: got ", memory.device_uuid.size(),
+                                                   " bytes, want ", sizeof(request.device_uuid)));
+  }
+  std::memcpy(request.device_uuid, memory.device_uuid.data(), sizeof(request.device_uuid));
+  request.offset_bytes = memory.offset_bytes;
+  request.size_bytes = memory.size_bytes;
+  return Ask(absl::string_view(reinterpret_cast<const char*>(&request), sizeof(request)),
+             memory.file);
+}
+
+absl::StatusOr<std::string> BrokerConnection::Ask(absl::string_view payload, int file) {
+  iovec bytes = {const_cast<char*>(payload.data()), payload.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
   msghdr message = {};
-  message.msg_iov = &payload;
+  message.msg_iov = &bytes;
   message.msg_iovlen = 1;
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
@@ -89,8 +114,10 @@ absl::StatusOr<std::string> BrokerConnection::Attach(int memfd) {
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(header), &memfd, sizeof(memfd));
-  if (sendmsg(socket_, &message, MSG_NOSIGNAL) != sizeof(magic)) return Broken("sending");
+  std::memcpy(CMSG_DATA(header), &file, sizeof(file));
+  if (sendmsg(socket_, &message, MSG_NOSIGNAL) != static_cast<ssize_t>(payload.size())) {
+    return Broken("sending");
+  }
 
   BrokerReply reply = {};
   const ssize_t got = recv(socket_, &reply, sizeof(reply), 0);

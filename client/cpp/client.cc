@@ -227,6 +227,15 @@ absl::Status Client::UnregisterPool(const std::string& name) const {
   return Call(*this, stubs_->pools, &v1::PoolService::Stub::UnregisterPool, request).status();
 }
 
+absl::StatusOr<int64_t> Client::KeepPoolAlive(const std::string& name) const {
+  v1::KeepPoolAliveRequest request;
+  request.set_name(name);
+  KVERN_ASSIGN_OR_RETURN(
+      const v1::KeepPoolAliveResponse response,
+      Call(*this, stubs_->pools, &v1::PoolService::Stub::KeepPoolAlive, request));
+  return response.lease_seconds();
+}
+
 absl::StatusOr<v1::StoredSequence> Client::GetSequence(const std::string& name) const {
   v1::GetSequenceRequest request;
   request.set_name(name);

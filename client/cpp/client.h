@@ -76,6 +76,8 @@ class Client {
   absl::StatusOr<v1::RegisterPoolResponse> RegisterPool(const v1::Pool& pool) const;
   absl::StatusOr<v1::ListPoolsResponse> ListPools() const;
   absl::Status UnregisterPool(const std::string& name) const;
+  // Seconds until the pool expires unless it is renewed again; 0: it needs no renewal.
+  absl::StatusOr<int64_t> KeepPoolAlive(const std::string& name) const;
 
   // Bytes travel in upload.h.
   absl::StatusOr<v1::StoredSequence> GetSequence(const std::string& name) const;

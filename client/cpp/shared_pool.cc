@@ -14,7 +14,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "client/cpp/broker_connection.h"
 #include "client/cpp/proto_types.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
@@ -176,23 +175,14 @@ absl::StatusOr<SharedPool> SharedPool::Create(const Client& client,
     return absl::InvalidArgumentError(absl::StrCat("pool: got ", options.layers.size(),
                                                    " layers, want 1 or more that fit 64 bits"));
   }
-  KVERN_ASSIGN_OR_RETURN(const v1::GetServerInfoResponse info, client.GetServerInfo());
-  absl::StatusOr<BrokerConnection> broker =
-      WithReason(absl::FailedPreconditionError(
-                     "pool: this server has no handle broker, want a server on a Unix socket"),
-                 "BROKER_MISSING");
-  for (const std::string& path : BrokerPaths(client.Address(), info.broker_address())) {
-    broker = BrokerConnection::Connect(path, kBrokerTimeout);
-    if (broker.ok()) break;
-  }
-  if (!broker.ok()) return broker.status();
+  KVERN_ASSIGN_OR_RETURN(BrokerConnection broker, ConnectBroker(client));
   KVERN_ASSIGN_OR_RETURN(SealedMemory memory, SealedMemory::Create(bytes));
-  KVERN_ASSIGN_OR_RETURN(const std::string attachment_id, broker->Attach(memory.Descriptor()));
+  KVERN_ASSIGN_OR_RETURN(const std::string attachment_id, broker.Attach(memory.Descriptor()));
 
   auto state = std::make_unique<State>(State{.options = options,
                                              .plane_bytes = plane_bytes,
                                              .memory = std::move(memory),
-                                             .broker = *std::move(broker),
+                                             .broker = std::move(broker),
                                              .client = client,
                                              .name = {},
                                              .used = std::vector<bool>(options.num_blocks)});
@@ -305,6 +295,19 @@ std::vector<std::string> BrokerPaths(const std::string& server_address,
   }
   if (paths.empty() || paths[0] != named) paths.emplace_back(named);
   return paths;
+}
+
+absl::StatusOr<BrokerConnection> ConnectBroker(const Client& client) {
+  KVERN_ASSIGN_OR_RETURN(const v1::GetServerInfoResponse info, client.GetServerInfo());
+  absl::StatusOr<BrokerConnection> broker =
+      WithReason(absl::FailedPreconditionError(
+                     "pool: this server has no handle broker, want a server on a Unix socket"),
+                 "BROKER_MISSING");
+  for (const std::string& path : BrokerPaths(client.Address(), info.broker_address())) {
+    broker = BrokerConnection::Connect(path, kBrokerTimeout);
+    if (broker.ok()) break;
+  }
+  return broker;
 }
 
 }  // namespace kvern::client

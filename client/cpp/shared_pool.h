@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "client/cpp/broker_connection.h"
 #include "client/cpp/client.h"
 #include "kernels/base/kv_ref.h"
 
@@ -75,6 +76,9 @@ class SharedPool {
 // the socket as this process sees it (ruling 15). Empty for TCP.
 std::vector<std::string> BrokerPaths(const std::string& server_address,
                                      const std::string& broker_address);
+
+// Errors: FailedPrecondition/BROKER_MISSING for a server without one; of Connect.
+absl::StatusOr<BrokerConnection> ConnectBroker(const Client& client);
 
 }  // namespace kvern::client
 

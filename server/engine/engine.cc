@@ -37,7 +37,7 @@ struct Engine::Impl {
         backend(std::move(options.backend)),
         events(options.events),
         models(limits),
-        pools(limits, &attachments),
+        pools(limits, &attachments, [this](const DeviceHandle& handle) { return Import(handle); }),
         remembered(limits.sequences, kRememberedBytes),
         replays(limits) {}
 
@@ -51,6 +51,7 @@ struct Engine::Impl {
     return JobStop(job.deadline, job.cancelled, &shutdown);
   }
   absl::Status DeviceStatus() const;
+  absl::StatusOr<std::unique_ptr<DeviceMapping>> Import(const DeviceHandle& handle) const;
   void Reject(const absl::Status& status);
   void TellEvictions();
 
@@ -74,6 +75,12 @@ absl::Status Engine::Impl::DeviceStatus() const {
   return WithReason(absl::UnavailableError(absl::StrCat(
                         "server: lost its device, nothing changed (", health.message(), ")")),
                     "DEVICE_LOST");
+}
+
+absl::StatusOr<std::unique_ptr<DeviceMapping>> Engine::Impl::Import(
+    const DeviceHandle& handle) const {
+  KVERN_RETURN_IF_ERROR(DeviceStatus());
+  return backend->Import(handle);
 }
 
 void Engine::Impl::Reject(const absl::Status& status) {
@@ -198,6 +205,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
     for (int64_t i = 0; state->events != nullptr && i < expired; ++i) {
       state->events->OnPoolEvent(PoolEvent::kPeerDied);
     }
+  });
+  impl->pools.OnLeaseEnd([state = impl.get()] {
+    if (state->events != nullptr) state->events->OnPoolEvent(PoolEvent::kPeerDied);
   });
   impl->queue = std::make_unique<WorkQueue>(impl->limits);
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));

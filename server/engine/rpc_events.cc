@@ -7,10 +7,10 @@ namespace kvern::engine {
 
 const char* Name(Rpc rpc) {
   constexpr const char* kNames[] = {
-      "CompressCache",  "ReleaseSequences",  "RegisterPool",   "GetPool",       "ListPools",
-      "UnregisterPool", "PutSequence",       "AppendSequence", "FetchSequence", "GetSequence",
-      "ListSequences",  "DeleteSequence",    "RegisterModel",  "GetModel",      "ListModels",
-      "DeleteModel",    "ImportCalibration", "GetServerInfo",  "ListStages"};
+      "CompressCache",  "ReleaseSequences", "RegisterPool",      "GetPool",        "ListPools",
+      "UnregisterPool", "KeepPoolAlive",    "PutSequence",       "AppendSequence", "FetchSequence",
+      "GetSequence",    "ListSequences",    "DeleteSequence",    "RegisterModel",  "GetModel",
+      "ListModels",     "DeleteModel",      "ImportCalibration", "GetServerInfo",  "ListStages"};
   static_assert(std::size(kNames) == kRpcCount);
   const int index = static_cast<int>(rpc);
   KVERN_CHECK(index >= 0 && index < kRpcCount);

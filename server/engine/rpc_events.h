@@ -19,6 +19,7 @@ enum class Rpc : uint8_t {
   kGetPool,
   kListPools,
   kUnregisterPool,
+  kKeepPoolAlive,
   kPutSequence,
   kAppendSequence,
   kFetchSequence,

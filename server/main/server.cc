@@ -150,7 +150,8 @@ absl::Status Server::State::StartServices() {
     memory::BrokerOptions broker_options;
     broker_options.path = options.broker_address;
     KVERN_ASSIGN_OR_RETURN(broker,
-                           memory::HandleBroker::Start(broker_options, &engine->Attachments()));
+                           memory::HandleBroker::Start(broker_options, &engine->Attachments(),
+                                                       engine->Pools().Import()));
   }
   KVERN_ASSIGN_OR_RETURN(server, Build(builder, listening));
   server->GetHealthCheckService()->SetServingStatus(kHealthName, true);

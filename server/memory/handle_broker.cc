@@ -23,6 +23,7 @@ namespace kvern::memory {
 namespace {
 
 constexpr char kMagic[4] = {'K', 'V', 'A', '1'};
+constexpr char kDeviceMagic[4] = {'K', 'V', 'D', '1'};
 
 // What the server answers, as it leaves the process: little-endian.
 struct Answer {
@@ -32,6 +33,16 @@ struct Answer {
 };
 static_assert(sizeof(Answer) == 24 && std::is_trivially_copyable_v<Answer>);
 
+// The request for device memory, likewise.
+struct DeviceRequest {
+  char magic[4];
+  char device_uuid[kDeviceUuidBytes];
+  uint32_t zero;
+  int64_t offset_bytes;
+  int64_t size_bytes;
+};
+static_assert(sizeof(DeviceRequest) == 64 && std::is_trivially_copyable_v<DeviceRequest>);
+
 // What came in one packet.
 struct Packet {
   enum class Kind : uint8_t {
@@ -39,9 +50,11 @@ struct Packet {
     kEnded,      // the peer is gone
     kMalformed,  // the peer does not speak the protocol
     kAttach,
+    kAttachDevice,
   };
   Kind kind = Kind::kNone;
-  UniqueFd descriptor;  // of kAttach
+  UniqueFd descriptor;       // of both
+  DeviceHandle device = {};  // of kAttachDevice; its file is `descriptor`
 };
 
 // Ids are never used twice in a process, so that a late close cannot hit a new connection.
@@ -65,8 +78,30 @@ std::vector<UniqueFd> TakeDescriptors(msghdr* message) {
   return descriptors;
 }
 
+// kMalformed unless the payload is one of the two requests.
+Packet Parse(absl::string_view payload, UniqueFd descriptor) {
+  if (payload == absl::string_view(kMagic, sizeof(kMagic))) {
+    return {Packet::Kind::kAttach, std::move(descriptor)};
+  }
+  DeviceRequest request;
+  if (payload.size() != sizeof(request)) return {Packet::Kind::kMalformed, UniqueFd()};
+  std::memcpy(&request, payload.data(), sizeof(request));
+  const absl::string_view uuid(request.device_uuid, sizeof(request.device_uuid));
+  if (std::memcmp(request.magic, kDeviceMagic, sizeof(kDeviceMagic)) != 0 || request.zero != 0 ||
+      !IsDeviceUuid(uuid)) {
+    return {Packet::Kind::kMalformed, UniqueFd()};
+  }
+  DeviceHandle handle;
+  handle.kind = DeviceHandle::Kind::kFile;
+  handle.file = descriptor.Get();
+  handle.device_uuid = std::string(uuid);
+  handle.offset_bytes = request.offset_bytes;
+  handle.size_bytes = request.size_bytes;
+  return {Packet::Kind::kAttachDevice, std::move(descriptor), std::move(handle)};
+}
+
 Packet Receive(int socket) {
-  char payload[sizeof(kMagic)] = {};
+  char payload[sizeof(DeviceRequest)] = {};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))];
   iovec buffer = {payload, sizeof(payload)};
   msghdr message = {};
@@ -82,11 +117,11 @@ Packet Receive(int socket) {
   }
   std::vector<UniqueFd> descriptors = TakeDescriptors(&message);
   if (size == 0) return {Packet::Kind::kEnded, UniqueFd()};
-  if (size != sizeof(payload) || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 ||
-      std::memcmp(payload, kMagic, sizeof(kMagic)) != 0 || descriptors.size() != 1) {
+  if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0 || descriptors.size() != 1) {
     return {Packet::Kind::kMalformed, UniqueFd()};
   }
-  return {Packet::Kind::kAttach, std::move(descriptors.front())};
+  return Parse(absl::string_view(payload, static_cast<size_t>(size)),
+               std::move(descriptors.front()));
 }
 
 // False when the peer does not read: a lost answer would leave it out of step for good.
@@ -110,6 +145,7 @@ struct HandleBroker::State {
 
   BrokerOptions options;
   AttachmentTable* attachments = nullptr;
+  ImportDevice import;
   std::unique_ptr<UnixListener> listener;
   UniqueFd stop;
   std::vector<Connection> connections;
@@ -120,7 +156,8 @@ struct HandleBroker::State {
   void Accept();
   // False when the connection is over.
   bool Handle(Connection* connection);
-  absl::StatusOr<AttachmentId> Attach(Connection* connection, UniqueFd descriptor);
+  absl::StatusOr<std::shared_ptr<Region>> Open(Packet packet, uid_t owner) const;
+  absl::StatusOr<AttachmentId> Attach(Connection* connection, Packet packet);
 };
 
 void HandleBroker::State::Accept() {
@@ -148,13 +185,19 @@ void HandleBroker::State::Accept() {
   connections.push_back(std::move(connection));
 }
 
-absl::StatusOr<AttachmentId> HandleBroker::State::Attach(Connection* connection,
-                                                         UniqueFd descriptor) {
+absl::StatusOr<std::shared_ptr<Region>> HandleBroker::State::Open(Packet packet,
+                                                                  uid_t owner) const {
+  if (packet.kind == Packet::Kind::kAttach) return Region::Map(packet.descriptor.Release(), owner);
+  KVERN_ASSIGN_OR_RETURN(std::unique_ptr<DeviceMapping> mapping,
+                         OpenOnDevice(import, packet.device));
+  return Region::OnDevice(std::move(mapping), owner);
+}
+
+absl::StatusOr<AttachmentId> HandleBroker::State::Attach(Connection* connection, Packet packet) {
   if (connection->attachments >= options.max_attachments_per_connection) {
     return absl::ResourceExhaustedError("broker: this connection holds its limit of attachments");
   }
-  KVERN_ASSIGN_OR_RETURN(std::shared_ptr<Region> region,
-                         Region::Map(descriptor.Release(), connection->peer));
+  KVERN_ASSIGN_OR_RETURN(std::shared_ptr<Region> region, Open(std::move(packet), connection->peer));
   ++connection->attachments;
   return attachments->Attach(std::move(region), connection->id);
 }
@@ -168,7 +211,7 @@ bool HandleBroker::State::Handle(Connection* connection) {
     Send(socket, absl::StatusCode::kInvalidArgument, {});
     return false;
   }
-  const absl::StatusOr<AttachmentId> id = Attach(connection, std::move(packet.descriptor));
+  const absl::StatusOr<AttachmentId> id = Attach(connection, std::move(packet));
   if (!id.ok()) return Send(socket, id.status().code(), {});
   return Send(socket, absl::StatusCode::kOk, *id);
 }
@@ -208,10 +251,12 @@ void HandleBroker::State::Serve() {
 HandleBroker::HandleBroker(std::unique_ptr<State> state) : state_(std::move(state)) {}
 
 absl::StatusOr<std::unique_ptr<HandleBroker>> HandleBroker::Start(const BrokerOptions& options,
-                                                                  AttachmentTable* attachments) {
+                                                                  AttachmentTable* attachments,
+                                                                  ImportDevice import) {
   auto state = std::make_unique<State>();
   state->options = options;
   state->attachments = attachments;
+  state->import = std::move(import);
   KVERN_ASSIGN_OR_RETURN(state->listener, UnixListener::Open(options.path));
   state->stop = UniqueFd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!state->stop.Valid()) return absl::InternalError("broker: no event could be made");

@@ -41,6 +41,8 @@ constexpr LimitField kFields[] = {
     {"replay-bytes", "bytes of answers kept for replayed requests", &Limits::replay_bytes,
      16 * kGiB},
     {"replay-seconds", "seconds that an answer is kept for replay", &Limits::replay_seconds, 86400},
+    {"pool-lease", "seconds that a pool with a CUDA IPC handle lives without renewal",
+     &Limits::pool_lease, 86400},
 };
 static_assert(sizeof(Limits) == std::size(kFields) * sizeof(int64_t), "every limit has a row");
 

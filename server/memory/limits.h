@@ -32,6 +32,7 @@ struct Limits {
   int64_t replay_answers = 4096;
   int64_t replay_bytes = int64_t{64} << 20;
   int64_t replay_seconds = 60;
+  int64_t pool_lease = 60;  // seconds
 };
 
 struct LimitField {

@@ -2,12 +2,15 @@
 #include "server/memory/pool.h"
 
 #include <algorithm>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
+#include "server/memory/pool_regions.h"
 
 namespace kvern::memory {
 namespace {
@@ -44,42 +47,9 @@ absl::Status ValidateId(const std::string& id) {
 absl::Status Expired(const std::string& id) {
   return WithReason(
       absl::NotFoundError(absl::StrCat("pool: got ", id,
-                                       ", which was never registered, ended, or lost its broker "
-                                       "connection; want a registered pool")),
+                                       ", which was never registered, ended, lost its broker "
+                                       "connection or its lease; want a registered pool")),
       "POOL_EXPIRED");
-}
-
-// Finds the regions and connections behind the attachments that `pool` names.
-absl::Status LeaseRegions(const AttachmentTable& attachments, Pool* pool) {
-  std::vector<AttachmentId> sorted = pool->spec.regions;
-  std::sort(sorted.begin(), sorted.end());
-  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
-    return WithField(
-        absl::InvalidArgumentError("pool.regions: got one attachment twice, want each once"),
-        "pool.regions");
-  }
-  for (const AttachmentId& id : pool->spec.regions) {
-    KVERN_ASSIGN_OR_RETURN(std::shared_ptr<Region> region, attachments.Find(id));
-    if (!pool->regions.empty() && region->Owner() != pool->regions.front()->Owner()) {
-      return WithField(
-          absl::InvalidArgumentError("pool.regions: got regions of two users, want all of one"),
-          "pool.regions");
-    }
-    pool->mapped_bytes += region->SizeBytes();
-    pool->regions.push_back(std::move(region));
-    pool->connections.push_back(attachments.ConnectionOf(id));
-  }
-  std::sort(pool->connections.begin(), pool->connections.end());
-  pool->connections.erase(std::unique(pool->connections.begin(), pool->connections.end()),
-                          pool->connections.end());
-  return absl::OkStatus();
-}
-
-absl::Status StillAttached(const AttachmentTable& attachments, const Pool& pool) {
-  for (const AttachmentId& id : pool.spec.regions) {
-    KVERN_RETURN_IF_ERROR(attachments.Find(id).status());
-  }
-  return absl::OkStatus();
 }
 
 }  // namespace
@@ -101,8 +71,18 @@ KvRef Pool::Values(int64_t layer_slot, const std::vector<uint32_t>& block_ids,
   return ref;
 }
 
-PoolTable::PoolTable(const Limits& limits, AttachmentTable* attachments)
-    : limits_(limits), attachments_(attachments) {}
+PoolTable::PoolTable(const Limits& limits, AttachmentTable* attachments, ImportDevice import)
+    : limits_(limits), attachments_(attachments), import_(std::move(import)) {}
+
+PoolTable::~PoolTable() {
+  std::thread timer;
+  {
+    const absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+    timer = std::move(timer_);
+  }
+  if (timer.joinable()) timer.join();
+}
 
 absl::StatusOr<std::shared_ptr<const Pool>> PoolTable::Register(PoolSpec spec) {
   KVERN_RETURN_IF_ERROR(ValidateId(spec.id));
@@ -114,9 +94,13 @@ absl::StatusOr<std::shared_ptr<const Pool>> PoolTable::Register(PoolSpec spec) {
   }
   auto pool = std::make_shared<Pool>();
   pool->spec = std::move(spec);
-  KVERN_RETURN_IF_ERROR(LeaseRegions(*attachments_, pool.get()));
+  KVERN_RETURN_IF_ERROR(OpenRegions(*attachments_, import_, pool.get()));
   KVERN_RETURN_IF_ERROR(ValidatePool(pool->spec, pool->regions, limits_));
+  KVERN_RETURN_IF_ERROR(Add(pool));
+  return std::shared_ptr<const Pool>(std::move(pool));
+}
 
+absl::Status PoolTable::Add(std::shared_ptr<Pool> pool) {
   const uid_t owner = pool->regions.front()->Owner();
   const absl::MutexLock lock(&mutex_);
   std::string& id = pool->spec.id;
@@ -125,7 +109,7 @@ absl::StatusOr<std::shared_ptr<const Pool>> PoolTable::Register(PoolSpec spec) {
         absl::StrCat("pool.name: got ", id, ", which is registered; want a new id or none"));
   }
   const int64_t owned = std::count_if(pools_.begin(), pools_.end(), [&](const auto& entry) {
-    return entry.second->regions.front()->Owner() == owner;
+    return entry.second.pool->regions.front()->Owner() == owner;
   });
   if (owned >= limits_.pools_per_peer) {
     return absl::ResourceExhaustedError(
@@ -134,23 +118,29 @@ absl::StatusOr<std::shared_ptr<const Pool>> PoolTable::Register(PoolSpec spec) {
   // A connection that ended meanwhile told us before the pool was here to expire. Asked under our
   // lock: one that ends later finds the pool.
   KVERN_RETURN_IF_ERROR(StillAttached(*attachments_, *pool));
+  Entry entry;
+  if (pool->leased) {
+    KVERN_RETURN_IF_ERROR(StartTimer());
+    entry.expires = LeaseEnd();
+  }
   while (id.empty() || pools_.contains(id)) id = absl::StrCat("pool-", next_id_++);
-  pools_.emplace(id, pool);
-  return std::shared_ptr<const Pool>(std::move(pool));
+  entry.pool = std::move(pool);
+  pools_.emplace(id, std::move(entry));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::shared_ptr<const Pool>> PoolTable::Find(const std::string& id) const {
   const absl::MutexLock lock(&mutex_);
   const auto entry = pools_.find(id);
-  if (entry == pools_.end()) return Expired(id);
-  return entry->second;
+  if (entry == pools_.end() || entry->second.expires <= Clock::now()) return Expired(id);
+  return entry->second.pool;
 }
 
 std::vector<std::shared_ptr<const Pool>> PoolTable::List() const {
   const absl::MutexLock lock(&mutex_);
   std::vector<std::shared_ptr<const Pool>> pools;
   pools.reserve(pools_.size());
-  for (const auto& [id, pool] : pools_) pools.push_back(pool);
+  for (const auto& [id, entry] : pools_) pools.push_back(entry.pool);
   return pools;
 }
 
@@ -159,7 +149,7 @@ bool PoolTable::Unregister(const std::string& id) {
   const absl::MutexLock lock(&mutex_);
   const auto entry = pools_.find(id);
   if (entry == pools_.end()) return false;
-  ended = std::move(entry->second);
+  ended = std::move(entry->second.pool);
   pools_.erase(entry);
   return true;
 }
@@ -168,15 +158,68 @@ int64_t PoolTable::ExpireConnection(int64_t connection) {
   std::vector<std::shared_ptr<const Pool>> ended;
   const absl::MutexLock lock(&mutex_);
   for (auto entry = pools_.begin(); entry != pools_.end();) {
-    const std::vector<int64_t>& connections = entry->second->connections;
+    const std::vector<int64_t>& connections = entry->second.pool->connections;
     if (std::find(connections.begin(), connections.end(), connection) == connections.end()) {
       ++entry;
       continue;
     }
-    ended.push_back(std::move(entry->second));
+    ended.push_back(std::move(entry->second.pool));
     entry = pools_.erase(entry);
   }
   return static_cast<int64_t>(ended.size());
+}
+
+absl::StatusOr<int64_t> PoolTable::Renew(const std::string& id) {
+  const absl::MutexLock lock(&mutex_);
+  const auto entry = pools_.find(id);
+  if (entry == pools_.end() || entry->second.expires <= Clock::now()) return Expired(id);
+  if (!entry->second.pool->leased) return 0;
+  entry->second.expires = LeaseEnd();
+  return limits_.pool_lease;
+}
+
+void PoolTable::OnLeaseEnd(std::function<void()> on_lease_end) {
+  const absl::MutexLock lock(&mutex_);
+  on_lease_end_ = std::move(on_lease_end);
+}
+
+absl::Status PoolTable::StartTimer() {
+  if (timer_.joinable()) return absl::OkStatus();
+  try {
+    timer_ = std::thread([this] { EndLeases(); });
+  } catch (const std::system_error&) {
+    return absl::ResourceExhaustedError("pool: no thread could be started for its lease");
+  }
+  return absl::OkStatus();
+}
+
+void PoolTable::EndLeases() {
+  while (true) {
+    std::vector<std::shared_ptr<const Pool>> ended;
+    std::function<void()> on_lease_end;
+    {
+      const absl::MutexLock lock(&mutex_);
+      // All leases are as long: one that starts while we wait ends after this.
+      Clock::time_point next = LeaseEnd();
+      for (const auto& [id, entry] : pools_) next = std::min(next, entry.expires);
+      const absl::Duration patience = absl::FromChrono(next - Clock::now());
+      if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), patience)) return;
+      const Clock::time_point now = Clock::now();
+      for (auto entry = pools_.begin(); entry != pools_.end();) {
+        if (entry->second.expires > now) {
+          ++entry;
+          continue;
+        }
+        ended.push_back(std::move(entry->second.pool));
+        entry = pools_.erase(entry);
+      }
+      on_lease_end = on_lease_end_;
+    }
+    for (auto& pool : ended) {
+      pool.reset();
+      if (on_lease_end) on_lease_end();
+    }
+  }
 }
 
 }  // namespace kvern::memory

@@ -1,4 +1,5 @@
-// A sealed memfd becomes a shared mapping; random ids stand for it until its connection ends.
+// A sealed memfd becomes a shared mapping, a device's handle what the backend makes of it; random
+// ids stand for them until their connection ends.
 #include "server/memory/region.h"
 
 #include <errno.h>
@@ -11,6 +12,8 @@
 
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
@@ -79,7 +82,46 @@ absl::StatusOr<std::shared_ptr<Region>> Region::Map(int fd, uid_t owner) {
   return std::shared_ptr<Region>(new Region(static_cast<std::byte*>(data), size_bytes, owner));
 }
 
-Region::~Region() { munmap(data_, static_cast<size_t>(size_bytes_)); }
+std::shared_ptr<Region> Region::OnDevice(std::unique_ptr<DeviceMapping> mapping, uid_t owner) {
+  std::shared_ptr<Region> region(new Region(mapping->Data(), mapping->SizeBytes(), owner));
+  region->mapping_ = std::move(mapping);
+  return region;
+}
+
+Region::~Region() {
+  if (!OnDevice()) munmap(data_, static_cast<size_t>(size_bytes_));
+}
+
+bool IsDeviceUuid(absl::string_view text) {
+  constexpr absl::string_view kForm = "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+  static_assert(kForm.size() == kDeviceUuidBytes);
+  if (text.size() != kForm.size()) return false;
+  if (!absl::StartsWith(text, "GPU-") && !absl::StartsWith(text, "MIG-")) return false;
+  for (size_t i = 4; i < kForm.size(); ++i) {
+    const bool fits = kForm[i] == 'x' ? absl::ascii_isxdigit(static_cast<unsigned char>(text[i]))
+                                      : text[i] == '-';
+    if (!fits) return false;
+  }
+  return true;
+}
+
+absl::StatusOr<std::unique_ptr<DeviceMapping>> OpenOnDevice(const ImportDevice& import,
+                                                            const DeviceHandle& handle) {
+  if (import == nullptr) {
+    return WithReason(absl::FailedPreconditionError(
+                          "device memory: got some, want host memory on a server without a device"),
+                      "NO_DEVICE");
+  }
+  if (handle.size_bytes < 1 || handle.offset_bytes < 0 ||
+      handle.offset_bytes % kDeviceAlignment != 0) {
+    return WithReason(
+        absl::InvalidArgumentError(absl::StrCat(
+            "device memory: got ", handle.size_bytes, " bytes at offset ", handle.offset_bytes,
+            ", want 1 byte or more at a multiple of ", kDeviceAlignment)),
+        "REGION_OUT_OF_BOUNDS");
+  }
+  return import(handle);
+}
 
 AttachmentId AttachmentTable::Attach(std::shared_ptr<Region> region, int64_t connection) {
   const AttachmentId id = RandomId();

@@ -2,6 +2,7 @@
 #include "server/rpc/pool_from_proto.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -17,7 +18,39 @@ namespace {
 
 constexpr int64_t kMaxBlocks = std::numeric_limits<uint32_t>::max();
 
-absl::StatusOr<memory::AttachmentId> FromProto(const v1::Region& region, const FieldPath& path) {
+// Numbers only: what the handle opens is the backend's to say. Messages never show its bytes.
+absl::StatusOr<DeviceHandle> FromProto(const v1::CudaIpc& sent, const FieldPath& path) {
+  DeviceHandle handle;
+  if (sent.handle().size() != handle.ipc.size()) {
+    return BadField(path.Child("handle"),
+                    absl::StrCat("got ", sent.handle().size(), " bytes, want ", handle.ipc.size()));
+  }
+  if (!memory::IsDeviceUuid(sent.device_uuid())) {
+    return BadField(path.Child("device_uuid"),
+                    absl::StrCat("got ", Quoted(sent.device_uuid()),
+                                 ", want GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx"));
+  }
+  constexpr int64_t kLargest = std::numeric_limits<int64_t>::max();
+  KVERN_RETURN_IF_ERROR(CheckRange(path.Child("size_bytes"), sent.size_bytes(), 1, kLargest));
+  KVERN_RETURN_IF_ERROR(
+      CheckRange(path.Child("offset_bytes"), sent.offset_bytes(), 0, kLargest - sent.size_bytes()));
+  if (sent.offset_bytes() % memory::kDeviceAlignment != 0) {
+    return BadField(path.Child("offset_bytes"),
+                    absl::StrCat("got ", sent.offset_bytes(), ", want a multiple of ",
+                                 memory::kDeviceAlignment));
+  }
+  std::memcpy(handle.ipc.data(), sent.handle().data(), handle.ipc.size());
+  handle.device_uuid = sent.device_uuid();
+  handle.offset_bytes = sent.offset_bytes();
+  handle.size_bytes = sent.size_bytes();
+  return handle;
+}
+
+absl::StatusOr<memory::RegionSource> FromProto(const v1::Region& region, const FieldPath& path) {
+  if (region.has_cuda_ipc()) {
+    if (region.attachment_id().empty()) return FromProto(region.cuda_ipc(), path.Child("cuda_ipc"));
+    return BadField(path, "got an attachment_id and a cuda_ipc, want one of them");
+  }
   memory::AttachmentId id;
   if (region.attachment_id().size() != id.size()) {
     return BadField(path.Child("attachment_id"), absl::StrCat("got ", region.attachment_id().size(),
@@ -67,9 +100,8 @@ absl::Status SetRegions(const v1::Pool& pool, const Limits& limits, const FieldP
   const FieldPath regions = path.Child("regions");
   KVERN_RETURN_IF_ERROR(CheckRange(regions, pool.regions_size(), 1, limits.regions_per_pool));
   for (int i = 0; i < pool.regions_size(); ++i) {
-    KVERN_ASSIGN_OR_RETURN(const memory::AttachmentId id,
-                           FromProto(pool.regions(i), regions.At(i)));
-    out->regions.push_back(id);
+    KVERN_ASSIGN_OR_RETURN(memory::RegionSource source, FromProto(pool.regions(i), regions.At(i)));
+    out->regions.push_back(std::move(source));
   }
   return absl::OkStatus();
 }

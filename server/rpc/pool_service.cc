@@ -17,13 +17,28 @@ void Tell(engine::EngineEvents* events, engine::PoolEvent event) {
   if (events != nullptr) events->OnPoolEvent(event);
 }
 
+// Whoever knows a handle can have its memory opened. Over Unix sockets that is who may open the
+// socket; over TCP it could be anybody.
+absl::Status CheckReach(const v1::RegisterPoolRequest& request, const std::string& peer) {
+  if (peer == "unix" || peer == "inproc") return absl::OkStatus();
+  const FieldPath pool("pool");
+  const FieldPath regions = pool.Child("regions");
+  for (int i = 0; i < request.pool().regions_size(); ++i) {
+    if (!request.pool().regions(i).has_cuda_ipc()) continue;
+    return BadField(regions.At(i), "got a CUDA IPC handle over TCP, want a Unix socket");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 grpc::ServerUnaryReactor* PoolService::RegisterPool(grpc::CallbackServerContext* context,
                                                     const v1::RegisterPoolRequest* request,
                                                     v1::RegisterPoolResponse* response) {
-  return RunUnary(context, deps_.Scope(engine::Rpc::kRegisterPool, *context),
-                  [&] { return Register(*request, response); });
+  RpcScope scope = deps_.Scope(engine::Rpc::kRegisterPool, *context);
+  absl::Status refused = CheckReach(*request, scope.Peer());
+  return RunUnary(context, std::move(scope),
+                  [&] { return refused.ok() ? Register(*request, response) : refused; });
 }
 
 grpc::ServerUnaryReactor* PoolService::GetPool(grpc::CallbackServerContext* context,
@@ -54,6 +69,13 @@ grpc::ServerUnaryReactor* PoolService::UnregisterPool(grpc::CallbackServerContex
   });
 }
 
+grpc::ServerUnaryReactor* PoolService::KeepPoolAlive(grpc::CallbackServerContext* context,
+                                                     const v1::KeepPoolAliveRequest* request,
+                                                     v1::KeepPoolAliveResponse* response) {
+  return RunUnary(context, deps_.Scope(engine::Rpc::kKeepPoolAlive, *context),
+                  [&] { return KeepAlive(*request, response); });
+}
+
 absl::Status PoolService::Register(const v1::RegisterPoolRequest& request,
                                    v1::RegisterPoolResponse* response) {
   KVERN_ASSIGN_OR_RETURN(memory::PoolSpec spec, FromProto(request, deps_.GetLimits()));
@@ -64,6 +86,7 @@ absl::Status PoolService::Register(const v1::RegisterPoolRequest& request,
   Tell(deps_.engine->Events(), engine::PoolEvent::kRegister);
   ToProto(*pool, response->mutable_pool());
   response->set_mapped_bytes(pool->mapped_bytes);
+  if (pool->leased) response->set_lease_seconds(deps_.GetLimits().pool_lease);
   return absl::OkStatus();
 }
 
@@ -74,6 +97,15 @@ absl::Status PoolService::Get(const v1::GetPoolRequest& request, v1::GetPoolResp
                          deps_.engine->Pools().Find(id));
   ToProto(*pool, response->mutable_pool());
   response->set_mapped_bytes(pool->mapped_bytes);
+  return absl::OkStatus();
+}
+
+absl::Status PoolService::KeepAlive(const v1::KeepPoolAliveRequest& request,
+                                    v1::KeepPoolAliveResponse* response) {
+  KVERN_ASSIGN_OR_RETURN(const std::string id,
+                         ParseName(request.name(), Collection::kPools, FieldPath("name")));
+  KVERN_ASSIGN_OR_RETURN(const int64_t seconds, deps_.engine->Pools().Renew(id));
+  response->set_lease_seconds(seconds);
   return absl::OkStatus();
 }
 

@@ -1,4 +1,4 @@
-// RegisterPool, GetPool, ListPools, UnregisterPool.
+// RegisterPool, GetPool, ListPools, UnregisterPool, KeepPoolAlive.
 #ifndef KVERN_SERVER_RPC_POOL_SERVICE_H_
 #define KVERN_SERVER_RPC_POOL_SERVICE_H_
 
@@ -23,9 +23,14 @@ class PoolService final : public v1::PoolService::CallbackService {
   grpc::ServerUnaryReactor* UnregisterPool(grpc::CallbackServerContext* context,
                                            const v1::UnregisterPoolRequest* request,
                                            v1::UnregisterPoolResponse* response) override;
+  grpc::ServerUnaryReactor* KeepPoolAlive(grpc::CallbackServerContext* context,
+                                          const v1::KeepPoolAliveRequest* request,
+                                          v1::KeepPoolAliveResponse* response) override;
 
  private:
   absl::Status Register(const v1::RegisterPoolRequest& request, v1::RegisterPoolResponse* response);
+  absl::Status KeepAlive(const v1::KeepPoolAliveRequest& request,
+                         v1::KeepPoolAliveResponse* response);
   absl::Status Get(const v1::GetPoolRequest& request, v1::GetPoolResponse* response);
 
   const ServiceDeps deps_;

@@ -14,7 +14,7 @@ namespace kvern::rpc {
 void ToProto(const engine::RegisteredModel& model, v1::Model* out);
 void ToProto(const engine::CalibrationArtifact& artifact, v1::Calibration* out);
 
-// Attachment ids are bearer secrets: regions are counted, never named.
+// Attachment ids and handles are bearer secrets: regions are counted, never named.
 void ToProto(const memory::Pool& pool, v1::Pool* out);
 
 enum class Detail : uint8_t { kBrief, kFull };  // brief: without positions and lengths

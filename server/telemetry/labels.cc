@@ -53,6 +53,7 @@ std::vector<StatusCode> CodesOf(Rpc rpc) {
                    {StatusCode::kNotFound, StatusCode::kAborted, StatusCode::kFailedPrecondition});
       break;
     case Rpc::kGetPool:
+    case Rpc::kKeepPoolAlive:
     case Rpc::kGetSequence:
     case Rpc::kGetModel:
       codes.push_back(StatusCode::kNotFound);
@@ -74,21 +75,11 @@ std::vector<std::string> PolicyLabels() {
 }
 
 std::vector<std::string> ReasonLabels() {
-  return {"EPOCH_MISMATCH",
-          "POOL_EXPIRED",
-          "SEQUENCE_UNKNOWN",
-          "MODEL_UNKNOWN",
-          "CALIBRATION_UNKNOWN",
-          "CODEC_NEEDS_STORE",
-          "BUDGET_BELOW_PROTECTED",
-          "ROPE_UNKNOWN",
-          "SHAPE_CLASS",
-          "INPUT_MISSING",
-          "DESTINATION_TOO_SMALL",
-          "SEQUENCE_PACKED",
-          "SEQUENCE_POISONED",
-          "DEVICE_LOST",
-          "other"};
+  return {"EPOCH_MISMATCH",         "POOL_EXPIRED",          "SEQUENCE_UNKNOWN",
+          "MODEL_UNKNOWN",          "CALIBRATION_UNKNOWN",   "CODEC_NEEDS_STORE",
+          "BUDGET_BELOW_PROTECTED", "ROPE_UNKNOWN",          "SHAPE_CLASS",
+          "INPUT_MISSING",          "DESTINATION_TOO_SMALL", "SEQUENCE_PACKED",
+          "SEQUENCE_POISONED",      "DEVICE_LOST",           "other"};
 }
 
 std::vector<std::string> EngineLabels() {

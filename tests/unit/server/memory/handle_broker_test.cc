@@ -18,6 +18,7 @@
 
 #include "gtest/gtest.h"
 #include "server/memory/unique_fd.h"
+#include "tests/unit/server/memory/fake_device.h"
 #include "tests/unit/server/memory/memfd.h"
 
 namespace kvern::memory {
@@ -83,6 +84,13 @@ class Client {
   bool connected_ = false;
 };
 
+std::string DevicePacket(int64_t offset, int64_t size, const std::string& uuid = kFakeUuid) {
+  std::string packet = "KVD1" + uuid + std::string(20, '\0');
+  std::memcpy(packet.data() + 48, &offset, sizeof(offset));
+  std::memcpy(packet.data() + 56, &size, sizeof(size));
+  return packet;
+}
+
 class HandleBrokerTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -102,8 +110,8 @@ class HandleBrokerTest : public ::testing::Test {
     rmdir((directory_ + "/run").c_str());
     EXPECT_EQ(rmdir(directory_.c_str()), 0) << "files were left behind";
   }
-  void Start() {
-    auto broker = HandleBroker::Start(options_, &attachments_);
+  void Start(ImportDevice import = nullptr) {
+    auto broker = HandleBroker::Start(options_, &attachments_, std::move(import));
     ASSERT_TRUE(broker.ok()) << broker.status();
     broker_ = *std::move(broker);
   }
@@ -122,6 +130,7 @@ class HandleBrokerTest : public ::testing::Test {
 };
 
 constexpr auto kInvalid = static_cast<uint32_t>(absl::StatusCode::kInvalidArgument);
+constexpr auto kFailed = static_cast<uint32_t>(absl::StatusCode::kFailedPrecondition);
 constexpr auto kExhausted = static_cast<uint32_t>(absl::StatusCode::kResourceExhausted);
 
 TEST_F(HandleBrokerTest, AnswersAnIdThatFindsTheMemory) {
@@ -189,6 +198,13 @@ TEST_F(HandleBrokerTest, EndsTheConnectionAfterAPacketOfAnotherForm) {
       {std::string(60000, 'x'), {fd.Get()}},
       {"KVA1", {fd.Get(), fd.Get()}},
       {"KVA1", std::vector<int>(16, fd.Get())},
+      {DevicePacket(0, 16), {}},
+      {DevicePacket(0, 16), {fd.Get(), fd.Get()}},
+      {DevicePacket(0, 16).substr(0, 63), {fd.Get()}},
+      {DevicePacket(0, 16) + "x", {fd.Get()}},
+      {DevicePacket(0, 16, "GPU-01234567-89ab-cdef-0123-456789abcdeg"), {fd.Get()}},
+      {DevicePacket(0, 16).replace(47, 1, "\1"), {fd.Get()}},
+      {DevicePacket(0, 16).replace(0, 4, "KVA1"), {fd.Get()}},
   };
   for (const Case& bad : cases) {
     Client client(options_.path);
@@ -199,6 +215,60 @@ TEST_F(HandleBrokerTest, EndsTheConnectionAfterAPacketOfAnotherForm) {
   EXPECT_EQ(attachments_.Count(), 0);
   Client good(options_.path);
   EXPECT_EQ(good.Attach(4096).status, 0u);
+}
+
+TEST_F(HandleBrokerTest, AnswersAnIdForMemoryOfTheDevice) {
+  FakeDevice device;
+  Start(device.Import());
+  {
+    Client client(options_.path);
+    const UniqueFd fd(MakeMemfd(4096, 0));
+    client.Send(DevicePacket(32, 1000), {fd.Get()});
+    const Reply reply = client.Receive();
+    EXPECT_EQ(reply.status, 0u);
+    const auto region = attachments_.Find(reply.id);
+    ASSERT_TRUE(region.ok());
+    EXPECT_TRUE((*region)->OnDevice());
+    EXPECT_EQ((*region)->SizeBytes(), 1000);
+    EXPECT_EQ((*region)->Owner(), getuid());
+    ASSERT_EQ(device.asked.size(), 1u);
+    EXPECT_EQ(device.asked[0].kind, DeviceHandle::Kind::kFile);
+    EXPECT_NE(device.asked[0].file, fd.Get());
+    EXPECT_LT(fcntl(device.asked[0].file, F_GETFD), 0) << "the descriptor was kept";
+    EXPECT_EQ(device.asked[0].device_uuid, kFakeUuid);
+    EXPECT_EQ(device.asked[0].offset_bytes, 32);
+  }
+  WaitForClosed(1);
+  EXPECT_EQ(attachments_.Count(), 0);
+}
+
+TEST_F(HandleBrokerTest, RefusesMemoryThatTheDeviceDoesAndGoesOn) {
+  FakeDevice device;
+  Start(device.Import());
+  Client client(options_.path);
+  const UniqueFd fd(MakeMemfd(4096, 0));
+  std::string other = kFakeUuid;
+  other.back() = '0';
+  for (const std::string& packet :
+       {DevicePacket(0, 1000, other), DevicePacket(0, 0), DevicePacket(-16, 1000),
+        DevicePacket(8, 1000), DevicePacket(INT64_MAX - 15, INT64_MIN),
+        DevicePacket(16, FakeDevice::kAllocationBytes)}) {
+    client.Send(packet, {fd.Get()});
+    const Reply refused = client.Receive();
+    EXPECT_EQ(refused.status, kInvalid);
+    EXPECT_EQ(refused.id, AttachmentId{});
+  }
+  EXPECT_EQ(client.Attach(4096).status, 0u);
+  EXPECT_EQ(device.open, 0);
+}
+
+TEST_F(HandleBrokerTest, RefusesDeviceMemoryWhereThereIsNoDevice) {
+  Start();
+  Client client(options_.path);
+  const UniqueFd fd(MakeMemfd(4096, 0));
+  client.Send(DevicePacket(0, 1000), {fd.Get()});
+  EXPECT_EQ(client.Receive().status, kFailed);
+  EXPECT_EQ(client.Attach(4096).status, 0u);
 }
 
 TEST_F(HandleBrokerTest, KeepsNoDescriptors) {

@@ -33,7 +33,7 @@ TEST(PoolFromProto, CarriesTheDescription) {
   ASSERT_TRUE(spec.ok()) << spec.status();
   EXPECT_EQ(spec->id, "");
   EXPECT_EQ(spec->model, "m");
-  EXPECT_EQ(spec->regions.at(0)[15], 7);
+  EXPECT_EQ(spec->regions.at(0).attachment[15], 7);
   EXPECT_EQ(spec->layers.at(1).layer, 1);
   EXPECT_EQ(spec->layers.at(1).v.base_offset, 4096);
   EXPECT_EQ(spec->layers.at(1).v.strides.token, -32);
@@ -71,6 +71,59 @@ TEST(PoolFromProto, NamesTheBadField) {
     one.spoil(request.mutable_pool());
     ExpectBadField(FromProto(request, Limits{}).status(), one.field, one.message);
   }
+}
+
+constexpr char kUuid[] = "GPU-01234567-89ab-cdef-0123-456789abcdef";
+
+Request OnDevice() {
+  Request request = GoodRequest();
+  v1::CudaIpc* ipc = request.mutable_pool()->mutable_regions(0)->mutable_cuda_ipc();
+  request.mutable_pool()->mutable_regions(0)->clear_attachment_id();
+  ipc->set_handle(std::string(63, 'h') + 'i');
+  ipc->set_device_uuid(kUuid);
+  ipc->set_offset_bytes(4096);
+  ipc->set_size_bytes(100);
+  return request;
+}
+
+TEST(PoolFromProto, CarriesACudaIpcHandle) {
+  const auto spec = FromProto(OnDevice(), Limits{});
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  ASSERT_NE(spec->regions.at(0).handle, nullptr);
+  const DeviceHandle& handle = *spec->regions.at(0).handle;
+  EXPECT_EQ(handle.kind, DeviceHandle::Kind::kCudaIpc);
+  EXPECT_EQ(handle.ipc[0], std::byte{'h'});
+  EXPECT_EQ(handle.ipc[63], std::byte{'i'});
+  EXPECT_EQ(handle.device_uuid, kUuid);
+  EXPECT_EQ(handle.offset_bytes, 4096);
+  EXPECT_EQ(handle.size_bytes, 100);
+}
+
+TEST(PoolFromProto, NamesTheBadFieldOfAHandleAndNeverShowsIt) {
+  using Ipc = v1::CudaIpc;
+  const Spoiled<Ipc> cases[] = {
+      {"handle", "got 0 bytes, want 64", [](Ipc* ipc) { ipc->clear_handle(); }},
+      {"handle", "got 65 bytes", [](Ipc* ipc) { ipc->mutable_handle()->push_back('h'); }},
+      {"device_uuid", "want GPU-", [](Ipc* ipc) { ipc->clear_device_uuid(); }},
+      {"device_uuid", "want GPU-", [](Ipc* ipc) { ipc->mutable_device_uuid()->back() = 'g'; }},
+      {"device_uuid", "want GPU-", [](Ipc* ipc) { ipc->mutable_device_uuid()->at(12) = '0'; }},
+      {"size_bytes", "got 0, want 1", [](Ipc* ipc) { ipc->clear_size_bytes(); }},
+      {"size_bytes", "got -1", [](Ipc* ipc) { ipc->set_size_bytes(-1); }},
+      {"offset_bytes", "got -16", [](Ipc* ipc) { ipc->set_offset_bytes(-16); }},
+      {"offset_bytes", "multiple of 16", [](Ipc* ipc) { ipc->set_offset_bytes(4104); }},
+      {"offset_bytes", "want 0", [](Ipc* ipc) { ipc->set_offset_bytes(INT64_MAX - 15); }},
+  };
+  for (const Spoiled<Ipc>& one : cases) {
+    SCOPED_TRACE(one.message);
+    Request request = OnDevice();
+    one.spoil(request.mutable_pool()->mutable_regions(0)->mutable_cuda_ipc());
+    const absl::Status status = FromProto(request, Limits{}).status();
+    ExpectBadField(status, std::string("pool.regions[0].cuda_ipc.") + one.field, one.message);
+    EXPECT_THAT(std::string(status.message()), testing::Not(testing::HasSubstr("hhh")));
+  }
+  Request both = OnDevice();
+  both.mutable_pool()->mutable_regions(0)->set_attachment_id(std::string(16, 'a'));
+  ExpectBadField(FromProto(both, Limits{}).status(), "pool.regions[0]", "want one of them");
 }
 
 TEST(BindModel, TakesHeadsFromTheModelAndRefusesLayersItLacks) {
