@@ -53,6 +53,12 @@ bench: deps ## measure ops, policies and calls; JSON in build/cpu/bench.json (BE
 	@build/cpu/kvern_bench --benchmark_filter='$(or $(BENCH),.)' --benchmark_out=build/cpu/bench.json --benchmark_out_format=json >/dev/null
 	@tests/bench/report.py build/cpu/bench.json
 
+.PHONY: gpu-check
+gpu-check: deps ## on a machine with a GPU: parity, goldens, compute-sanitizer, measured times beside estimates
+	@$(MAKE) --no-print-directory build/cuda/build.ninja
+	@cmake --build --preset cuda -j $(JOBS) --target kvernd kvern tests_parity tests_golden gpu_bench
+	@deploy/gpu_check.sh build/cuda
+
 .PHONY: fuzz
 fuzz: build ## fuzz every target for SECONDS each (default 600) and add what was found to the ledger
 	@$(MAKE) --no-print-directory build/asan/build.ninja
