@@ -106,8 +106,7 @@ DevicePool::~DevicePool() = default;
 
 absl::StatusOr<DevicePool> DevicePool::Register(const Client& client, const v1::Pool& pool,
                                                 std::span<const DeviceRegion> regions) {
-  auto state =
-      std::make_unique<State>(client);
+  auto state = std::make_unique<State>(client);
   v1::Pool described = pool;
   described.clear_regions();
   for (size_t i = 0; i < regions.size(); ++i) {

@@ -80,7 +80,9 @@ absl::Status Engine::Impl::DeviceStatus() const {
 absl::StatusOr<std::unique_ptr<DeviceMapping>> Engine::Impl::Import(
     const DeviceHandle& handle) const {
   KVERN_RETURN_IF_ERROR(DeviceStatus());
-  return backend->Import(handle);
+  auto mapping = backend->Import(handle);
+  KVERN_RETURN_IF_ERROR(DeviceStatus());  // what it found may be that the device is lost
+  return mapping;
 }
 
 void Engine::Impl::Reject(const absl::Status& status) {

@@ -11,6 +11,7 @@
 #include <sys/vfs.h>
 
 #include <utility>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -150,10 +151,14 @@ int64_t AttachmentTable::ConnectionOf(const AttachmentId& id) const {
 
 void AttachmentTable::Close(int64_t connection) {
   std::function<void(int64_t)> on_close;
+  std::vector<std::shared_ptr<Region>> ended;  // unmapped outside the lock: a device takes its time
   {
     const absl::MutexLock lock(&mutex_);
-    absl::erase_if(entries_,
-                   [&](const auto& entry) { return entry.second.connection == connection; });
+    absl::erase_if(entries_, [&](auto& entry) {
+      if (entry.second.connection != connection) return false;
+      ended.push_back(std::move(entry.second.region));
+      return true;
+    });
     on_close = on_close_;
   }
   // Outside the lock: the listener takes locks of its own and may look attachments up.

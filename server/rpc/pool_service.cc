@@ -17,6 +17,19 @@ void Tell(engine::EngineEvents* events, engine::PoolEvent event) {
   if (events != nullptr) events->OnPoolEvent(event);
 }
 
+// Mapping and unmapping memory of a device may wait for work that it has begun: then not on gRPC's
+// threads. run() -> absl::Status, copied.
+template <class Run>
+grpc::ServerUnaryReactor* RunMapping(const ServiceDeps& deps, grpc::CallbackServerContext* context,
+                                     RpcScope scope, const Run& run) {
+  if (!deps.engine->Device().has_value()) return RunUnary(context, std::move(scope), run);
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto shared = std::make_shared<RpcScope>(std::move(scope));
+  const absl::Status posted = deps.worker->Post([=] { reactor->Finish(shared->End(run())); });
+  if (!posted.ok()) reactor->Finish(shared->End(posted));
+  return reactor;
+}
+
 // Whoever knows a handle can have its memory opened. Over Unix sockets that is who may open the
 // socket; over TCP it could be anybody.
 absl::Status CheckReach(const v1::RegisterPoolRequest& request, const std::string& peer) {
@@ -36,9 +49,9 @@ grpc::ServerUnaryReactor* PoolService::RegisterPool(grpc::CallbackServerContext*
                                                     const v1::RegisterPoolRequest* request,
                                                     v1::RegisterPoolResponse* response) {
   RpcScope scope = deps_.Scope(engine::Rpc::kRegisterPool, *context);
-  absl::Status refused = CheckReach(*request, scope.Peer());
-  return RunUnary(context, std::move(scope),
-                  [&] { return refused.ok() ? Register(*request, response) : refused; });
+  const absl::Status reach = CheckReach(*request, scope.Peer());
+  return RunMapping(deps_, context, std::move(scope),
+                    [=, this] { return reach.ok() ? Register(*request, response) : reach; });
 }
 
 grpc::ServerUnaryReactor* PoolService::GetPool(grpc::CallbackServerContext* context,
@@ -60,7 +73,8 @@ grpc::ServerUnaryReactor* PoolService::ListPools(grpc::CallbackServerContext* co
 grpc::ServerUnaryReactor* PoolService::UnregisterPool(grpc::CallbackServerContext* context,
                                                       const v1::UnregisterPoolRequest* request,
                                                       v1::UnregisterPoolResponse*) {
-  return RunUnary(context, deps_.Scope(engine::Rpc::kUnregisterPool, *context), [&] {
+  RpcScope scope = deps_.Scope(engine::Rpc::kUnregisterPool, *context);
+  return RunMapping(deps_, context, std::move(scope), [request, this] {
     const auto id = ParseName(request->name(), Collection::kPools, FieldPath("name"));
     if (id.ok() && deps_.engine->Pools().Unregister(*id)) {
       Tell(deps_.engine->Events(), engine::PoolEvent::kUnregister);

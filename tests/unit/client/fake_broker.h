@@ -40,7 +40,7 @@ class FakeBroker {
   }
 
   // What arrived; read after Attach returned.
-  std::string magic;
+  std::string magic;  // the whole payload
   int seals = 0;
   size_t memory_bytes = 0;
   unsigned char* memory = nullptr;
@@ -48,7 +48,7 @@ class FakeBroker {
  private:
   void Serve() {
     const int peer = accept(listener_, nullptr, nullptr);
-    char payload[16] = {};
+    char payload[128] = {};
     alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
     iovec part = {payload, sizeof(payload)};
     msghdr message = {};

@@ -2,6 +2,7 @@
 #ifndef KVERN_TESTS_UNIT_CLIENT_FAKE_SERVER_H_
 #define KVERN_TESTS_UNIT_CLIENT_FAKE_SERVER_H_
 
+#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
@@ -43,7 +44,14 @@ class FakeServer final : public v1::CompressionService::Service,
                             v1::RegisterPoolResponse* response) override {
     pool = request->pool();
     response->mutable_pool()->set_name("pools/1");
+    response->set_lease_seconds(lease_seconds);
     return refusal;
+  }
+  grpc::Status KeepPoolAlive(grpc::ServerContext*, const v1::KeepPoolAliveRequest* request,
+                             v1::KeepPoolAliveResponse* response) override {
+    response->set_lease_seconds(lease_seconds);
+    const bool ours = request->name() == "pools/1" && ++renewals <= renewals_granted;
+    return ours ? grpc::Status::OK : grpc::Status(grpc::StatusCode::NOT_FOUND, "expired");
   }
   grpc::Status UnregisterPool(grpc::ServerContext*, const v1::UnregisterPoolRequest* request,
                               v1::UnregisterPoolResponse*) override {
@@ -97,6 +105,9 @@ class FakeServer final : public v1::CompressionService::Service,
   grpc::Status refusal;
   v1::Pool pool;
   std::vector<std::string> unregistered;
+  int64_t lease_seconds = 0;
+  int renewals_granted = 1 << 20;
+  std::atomic<int> renewals{0};
   int imports = 0;
   std::string sha256, artifact, put_k, put_v;
   size_t largest_chunk = 0;
