@@ -1,7 +1,9 @@
 // WindowAttention: every backend gives ref's bits, for both pools and reductions.
+#include <deque>
 #include <limits>
 
 #include "tests/parity/parity.h"
+#include "tests/parity/score_cohort.h"
 #include "tests/support/host_kv.h"
 
 namespace kvern::support {
@@ -11,10 +13,10 @@ struct WindowInput {
   std::vector<float> queries;
   WindowAttentionArgs args;
 
-  WindowInput(const HostKv& keys, int64_t group, int64_t window) {
+  WindowInput(const HostKv& keys, int64_t group, int64_t window, uint64_t seed = 31) {
     const HostKvSpec& spec = keys.spec();
     const int64_t q_heads = spec.kv_heads * group;
-    queries = RandomFloats(spec.layers * q_heads * window * spec.head_dim, /*seed=*/31);
+    queries = RandomFloats(spec.layers * q_heads * window * spec.head_dim, seed);
     args.keys = keys.refs();
     args.queries = DenseView(static_cast<const float*>(queries.data()), spec.layers, q_heads,
                              window, spec.head_dim);
@@ -47,6 +49,30 @@ TEST(WindowAttentionParity, EveryBackendMatchesRefOnWindowsAroundTheLength) {
     SCOPED_TRACE(window);
     const WindowInput input(keys, /*group=*/1, window);
     ExpectWindowParity(spec, input.args);
+  }
+}
+
+TEST(WindowAttentionParity, SequencesTogetherAreEachOfThemAlone) {
+  for (const HostKvSpec& kind :
+       {HostKvSpec{.kv_heads = 2, .head_dim = 64},
+        HostKvSpec{.dtype = DType::kF16, .kv_heads = 3, .head_dim = 24},
+        HostKvSpec{.kv_heads = 2, .head_dim = 40, .layout = TileLayout::kColumns}}) {
+    const std::vector<HostKvSpec> specs = RaggedSpecs(kind);
+    std::deque<HostKv> rows;
+    std::deque<WindowInput> inputs;
+    std::vector<WindowAttentionArgs> args;
+    for (const HostKvSpec& spec : specs) {
+      const HostKv& keys = rows.emplace_back(RandomKv(spec, /*seed=*/rows.size()));
+      args.push_back(
+          inputs.emplace_back(keys, /*group=*/2, /*window=*/7, /*seed=*/100 + rows.size()).args);
+    }
+    ExpectScoreCohortParity<WindowAttentionArgs>(specs, args, &Backend::WindowAttention);
+    for (WindowAttentionArgs& one : args) {
+      one.pool = PoolKind::kMax;
+      one.pool_width = 9;
+      one.group = GroupReduce::kMax;
+    }
+    ExpectScoreCohortParity<WindowAttentionArgs>(specs, args, &Backend::WindowAttention);
   }
 }
 
