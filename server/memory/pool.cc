@@ -77,8 +77,12 @@ PoolTable::PoolTable(const Limits& limits, AttachmentTable* attachments, ImportD
 PoolTable::~PoolTable() {
   std::thread timer;
   {
-    const absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(stop_mutex_);
     stopping_ = true;
+  }
+  stop_.notify_all();
+  {
+    const absl::MutexLock lock(&mutex_);
     timer = std::move(timer_);
   }
   if (timer.joinable()) timer.join();
@@ -197,13 +201,18 @@ void PoolTable::EndLeases() {
   while (true) {
     std::vector<std::shared_ptr<const Pool>> ended;
     std::function<void()> on_lease_end;
+    // All leases are as long: one that starts while we wait ends after this.
+    Clock::time_point next = LeaseEnd();
     {
       const absl::MutexLock lock(&mutex_);
-      // All leases are as long: one that starts while we wait ends after this.
-      Clock::time_point next = LeaseEnd();
       for (const auto& [id, entry] : pools_) next = std::min(next, entry.expires);
-      const absl::Duration patience = absl::FromChrono(next - Clock::now());
-      if (mutex_.AwaitWithTimeout(absl::Condition(&stopping_), patience)) return;
+    }
+    {
+      std::unique_lock<std::mutex> lock(stop_mutex_);
+      if (stop_.wait_until(lock, next, [this] { return stopping_; })) return;
+    }
+    {
+      const absl::MutexLock lock(&mutex_);
       const Clock::time_point now = Clock::now();
       for (auto entry = pools_.begin(); entry != pools_.end();) {
         if (entry->second.expires > now) {

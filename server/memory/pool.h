@@ -3,9 +3,11 @@
 #define KVERN_SERVER_MEMORY_POOL_H_
 
 #include <chrono>
+#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <utility>
@@ -118,7 +120,9 @@ class PoolTable {
   mutable absl::Mutex mutex_;
   absl::btree_map<std::string, Entry> pools_ ABSL_GUARDED_BY(mutex_);
   int64_t next_id_ ABSL_GUARDED_BY(mutex_) = 1;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::mutex stop_mutex_;
+  std::condition_variable stop_;
+  bool stopping_ = false;  // under stop_mutex_
   std::function<void()> on_lease_end_ ABSL_GUARDED_BY(mutex_);
   std::thread timer_ ABSL_GUARDED_BY(mutex_);  // runs from the first lease on
 };
