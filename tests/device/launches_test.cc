@@ -60,5 +60,63 @@ TEST_F(Launches, DoNotGrowWithSequences) {
   }
 }
 
+// Launches of one op after the other on a cache of this many layers and heads.
+std::vector<int64_t> LaunchesOn(Backend& backend, int64_t layers, int64_t kv_heads) {
+  support::HostKvSpec spec;
+  spec.layers = layers;
+  spec.kv_heads = kv_heads;
+  spec.tokens = 300;
+  const support::HostKv keys = support::RandomKv(spec, /*seed=*/1);
+  std::vector<float> memory(layers * kv_heads * spec.tokens);
+  const ScoreView scores = DenseView(memory.data(), layers, kv_heads, spec.tokens);
+  const std::vector<uint8_t> all(memory.size(), 1), none(memory.size(), 0);
+  const MaskView every = support::MaskOf(spec, all), nobody = support::MaskOf(spec, none);
+  const std::vector<int32_t> counts(layers * kv_heads, 40);
+  KeepList keep = KeepList::WithCounts(DenseView(counts.data(), layers, kv_heads));
+  const RotationTable rotation = support::RotationOf(RopeLayout::kHalf, 32, spec.tokens);
+  std::vector<Float16> mean(layers * kv_heads * spec.head_dim);
+  const std::vector<float> u = support::RandomFloats(layers * kv_heads * spec.head_dim, /*seed=*/2);
+  TriAttentionArgs tri;
+  tri.keys = keys.refs();
+  tri.bands = 32;
+  tri.q_heads = static_cast<int32_t>(kv_heads);
+  tri.u = DenseView(u.data(), layers, kv_heads, int64_t{1}, spec.head_dim);
+  tri.w = DenseView(u.data(), layers, kv_heads, int64_t{32});
+  tri.candidates = every;
+  support::HostKv out = support::RandomKv(spec, /*seed=*/3);
+  const std::vector<std::function<absl::Status()>> ops = {
+      [&] { return backend.RowNorms(keys.refs(), scores); },
+      [&] { return backend.TriAttention(tri, scores); },
+      [&] {
+        return backend.KeyDiff({.keys = keys.refs(), .unrotate = &rotation, .alive = every},
+                               scores);
+      },
+      [&] { return backend.ZScore(every, scores); },
+      [&] {
+        return backend.TopK({.scores = scores, .candidates = every, .forced = nobody}, &keep);
+      },
+      [&] {
+        return backend.MeanKey({.keys = keys.refs(), .rotation = &rotation, .counted = every},
+                               DenseView(mean.data(), layers, kv_heads, spec.head_dim));
+      },
+      [&] { return backend.Gather({.in = keys.refs(), .keep = &keep, .out = out.refs()}); },
+  };
+  std::vector<int64_t> launches;
+  for (const auto& op : ops) {
+    const int64_t before = simt::LaunchCount();
+    const absl::Status status = op();
+    EXPECT_TRUE(status.ok()) << status;
+    launches.push_back(simt::LaunchCount() - before);
+  }
+  return launches;
+}
+
+TEST(OpLaunches, DoNotGrowWithLayersAndHeads) {
+  const auto backend = MakeBackend({.name = "cuda", .scratch_bytes = int64_t{64} << 20}).value();
+  const std::vector<int64_t> small = LaunchesOn(*backend, 1, 1);
+  EXPECT_EQ(small, (std::vector<int64_t>{1, 3, 3, 1, 1, 2, 1}));
+  EXPECT_EQ(LaunchesOn(*backend, 3, 5), small);
+}
+
 }  // namespace
 }  // namespace kvern::engine
