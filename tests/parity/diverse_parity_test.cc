@@ -1,11 +1,14 @@
 // Lazy greedy on a filtered pool picks what eager greedy picks, and top-k where lambda is 0.
+#include <deque>
 #include <limits>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "tests/parity/parity.h"
+#include "tests/support/device_kv.h"
 #include "tests/support/host_kv.h"
 
 namespace kvern {
@@ -71,6 +74,24 @@ struct Problem {
     counts[row] += most == 0 ? 0 : static_cast<int32_t>(random() % (most + 1));
   }
 
+  // Rows of a group get the scores, masks and counts of its first.
+  void Share(const std::vector<std::vector<int64_t>>& groups) {
+    const int64_t tokens = kv.spec().tokens;
+    for (const std::vector<int64_t>& group : groups) {
+      for (const int64_t row : group) {
+        if (row == group[0]) continue;
+        const auto copy_row = [&](auto& rows_of) {
+          std::copy_n(rows_of.begin() + group[0] * tokens, tokens, rows_of.begin() + row * tokens);
+        };
+        copy_row(scores);
+        copy_row(forced);
+        copy_row(candidates);
+        counts[row] = counts[group[0]];
+      }
+    }
+    args.groups = groups;
+  }
+
   KeepList ExpectParity() {
     const int32_t* data = counts.data();
     return support::ExpectKeepParity(
@@ -117,23 +138,75 @@ TEST(DiverseParity, GroupsShareOneAnswer) {
   spec.kv_heads = 3;
   spec.tokens = 60;
   Problem problem(spec, 78);
-  const std::vector<std::vector<int64_t>> groups = {{0, 3}, {1, 4, 5}};
-  for (const std::vector<int64_t>& group : groups) {
-    for (const int64_t row : group) {
-      const auto copy_row = [&](auto& values) {
-        std::copy_n(values.begin() + group[0] * spec.tokens, spec.tokens,
-                    values.begin() + row * spec.tokens);
-      };
-      copy_row(problem.scores);
-      copy_row(problem.forced);
-      copy_row(problem.candidates);
-      problem.counts[row] = problem.counts[group[0]];
-    }
-  }
-  problem.args.groups = groups;
+  problem.Share({{0, 3}, {1, 4, 5}});
   problem.args.lambda = 1.0f;
   const KeepList keep = problem.ExpectParity();
   EXPECT_TRUE(std::equal(keep.Row(0, 0), keep.Row(0, 0) + keep.Count(0, 0), keep.Row(1, 0)));
+}
+
+// What every problem keeps, by one call or one each, with values and scores where the backend reads
+// them in place.
+std::vector<std::vector<int32_t>> PicksOf(Backend& backend, std::deque<Problem>& problems,
+                                          bool together) {
+  std::deque<support::DeviceKv> values;
+  std::deque<Buffer> scores;
+  std::deque<KeepList> keeps;
+  std::vector<DiverseArgs> args;
+  for (Problem& problem : problems) {
+    values.emplace_back(backend, problem.kv);
+    const std::span<const std::byte> bytes = std::as_bytes(std::span(problem.scores));
+    scores.push_back(backend.Allocate(std::ssize(bytes)).value());
+    EXPECT_TRUE(backend.CopyIn(bytes, scores.back().data()).ok());
+    const HostKvSpec& spec = problem.kv.spec();
+    const int32_t* counts = problem.counts.data();
+    keeps.push_back(KeepList::WithCounts(DenseView(counts, spec.layers, spec.kv_heads)));
+    DiverseArgs& one = args.emplace_back(problem.args);
+    one.values = values.back().refs();
+    one.scores.data = reinterpret_cast<const float*>(scores.back().data());
+    one.keep = &keeps.back();
+  }
+  if (together) {
+    EXPECT_TRUE(backend.Diverse(args).ok());
+  } else {
+    for (const DiverseArgs& one : args) EXPECT_TRUE(backend.Diverse(std::span(&one, 1)).ok());
+  }
+  std::vector<std::vector<int32_t>> picks;
+  for (const KeepList& keep : keeps) picks.push_back(keep.tokens);
+  return picks;
+}
+
+TEST(DiverseParity, ProblemsTogetherInMemoryOfTheBackendAreEachOfThemAlone) {
+  using enum support::TileLayout;
+  const HostKvSpec kinds[] = {
+      {.dtype = DType::kBF16, .kv_heads = 2, .head_dim = 40, .layout = kHeadMajor},
+      {.dtype = DType::kF32, .kv_heads = 2, .head_dim = 24, .layout = kColumns},
+      {.dtype = DType::kF16, .kv_heads = 2, .head_dim = 8, .layout = kTokenMajor},
+      {.dtype = DType::kBF16, .kv_heads = 2, .head_dim = 264, .layout = kColumns},
+  };
+  uint64_t seed = 3000;
+  for (HostKvSpec spec : kinds) {
+    const bool oldest_wins = seed % 8 != 0, to_unit = spec.layout == kColumns;
+    std::deque<Problem> problems;
+    for (const int32_t tokens : {60, 1, 270, 33}) {
+      spec.tokens = tokens;
+      spec.layers = 1 + static_cast<int64_t>(problems.size() % 2);
+      spec.block_tokens = problems.size() % 2 == 0 ? 16 : 7;
+      spec.order = support::BlockOrder::kShuffled;
+      spec.lengths = {tokens, tokens - tokens / 8};
+      DiverseArgs& args = problems.emplace_back(spec, seed++).args;
+      args.lambda = 0.5f;
+      args.tie = oldest_wins ? TieRule::kOldest : TieRule::kRecent;
+      args.scale = to_unit ? ScoreScale::kMinMax : ScoreScale::kAsIs;
+      if (problems.size() == 3) problems.back().Share({{1, 0}});
+    }
+    SCOPED_TRACE(support::Describe(spec));
+    std::vector<std::vector<int32_t>> want;
+    support::ForEachBackend([&](Backend& backend) {
+      const auto got = PicksOf(backend, problems, /*together=*/!want.empty());
+      if (want.empty()) want = got;
+      EXPECT_EQ(got, want);
+    });
+  }
 }
 
 TEST(DiverseParity, LambdaZeroIsTopK) {
