@@ -33,5 +33,23 @@ TEST(AttentionMassParity, EveryBackendMatchesRefForEverySwitch) {
   }
 }
 
+TEST(AttentionMassParity, EveryBackendMatchesRefOnCountsThatHeadsShare) {
+  const HostKvSpec spec = {.layers = 2, .kv_heads = 3, .tokens = 270};
+  const int64_t size = spec.layers * spec.kv_heads * spec.tokens;
+  const std::vector<float> mass = RandomFloats(size, /*seed=*/3);
+  const std::vector<double> visible = RandomDoubles(spec.layers * spec.tokens, /*seed=*/4);
+  AttentionMassArgs args;
+  args.mass = DenseView(mass.data(), spec.layers, spec.kv_heads, spec.tokens);
+  args.visible = DenseView(visible.data(), spec.layers, spec.kv_heads, spec.tokens);
+  args.visible.stride[0] = spec.tokens;
+  args.visible.stride[1] = 0;
+  for (int layers_share = 0; layers_share < 2; ++layers_share) {
+    ExpectScoreParity(
+        spec.layers, spec.kv_heads, spec.tokens,
+        [&](Backend& backend, ScoreView scores) { return backend.AttentionMass(args, scores); });
+    args.visible.stride[0] = 0;
+  }
+}
+
 }  // namespace
 }  // namespace kvern::support

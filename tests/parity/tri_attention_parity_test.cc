@@ -1,6 +1,8 @@
 // TriAttention: every backend gives ref's bits, for both layouts and all reductions.
+#include <algorithm>
 #include <limits>
 
+#include "tests/parity/cancelling.h"
 #include "tests/parity/parity.h"
 #include "tests/support/host_kv.h"
 
@@ -81,6 +83,76 @@ TEST(TriAttentionParity, EveryBackendMatchesRefOnKeysThatAreNotFinite) {
   TriInput input(keys, /*group=*/2, /*columns=*/3, /*bands=*/16);
   ExpectTriParity(spec, input.args);
   input.args.group = GroupReduce::kMean;
+  ExpectTriParity(spec, input.args);
+}
+
+TEST(TriAttentionParity, EveryBackendMatchesRefOnRowsOfTheUsualModels) {
+  // Groups of more than four query heads, several tiles; bf16 is what a device holds in registers.
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    for (const int64_t head_dim : {64, 128}) {
+      const HostKvSpec spec = {.dtype = dtype,
+                               .kv_heads = 2,
+                               .tokens = 310,
+                               .head_dim = head_dim,
+                               .lengths = {310, 259}};
+      SCOPED_TRACE(Describe(spec));
+      HostKv keys = RandomKv(spec, /*seed=*/5);
+      keys.Set(0, 0, 258, 1, std::numeric_limits<float>::quiet_NaN());
+      keys.Set(0, 1, 3, head_dim - 1, std::numeric_limits<float>::infinity());
+      for (int64_t d = 0; d < head_dim; ++d) keys.Set(0, 0, 7, d, d % 2 == 0 ? 0.0f : -0.0f);
+      TriInput input(keys, /*group=*/6, /*columns=*/2, static_cast<int32_t>(head_dim / 2));
+      ExpectTriParity(spec, input.args);
+      input.args.group = GroupReduce::kMean;
+      input.args.zscore = false;
+      ExpectTriParity(spec, input.args);
+    }
+  }
+}
+
+TEST(TriAttentionParity, EveryBackendAddsOverTokensInTheOrderOfRef) {
+  // Raw scores are the first coordinates, whose sum shows its order.
+  const HostKvSpec spec = {.dtype = DType::kF32, .tokens = 4500, .head_dim = 64};
+  HostKv keys(spec);
+  const std::vector<float> scores = CancellingFloats(spec.tokens, /*seed=*/7);
+  for (int64_t token = 0; token < spec.tokens; ++token) keys.Set(0, 0, token, 0, scores[token]);
+  TriInput input(keys, /*group=*/2, /*columns=*/1, /*bands=*/32);
+  std::fill(input.w.begin(), input.w.end(), 0.0f);
+  std::fill(input.u.begin(), input.u.end(), 0.0f);
+  input.u[0] = 1.0f;
+  input.u[64] = -2.0f;
+  std::fill(input.candidates.begin(), input.candidates.end(), uint8_t{1});
+  for (const GroupReduce group : {GroupReduce::kMax, GroupReduce::kMean}) {
+    input.args.group = group;
+    ExpectTriParity(spec, input.args);
+  }
+}
+
+TEST(TriAttentionParity, EveryBackendCentresOnTheFirstFiniteCandidate) {
+  const HostKvSpec spec = {.kv_heads = 2, .tokens = 300, .head_dim = 64};
+  HostKv keys = RandomKv(spec, /*seed=*/8);
+  // Far from zero, so that every other reference key rounds otherwise.
+  for (int64_t head = 0; head < spec.kv_heads; ++head) {
+    for (int64_t token = 0; token < spec.tokens; ++token) {
+      for (int64_t d = 0; d < spec.head_dim; ++d) {
+        keys.Set(0, head, token, d, 100.0f * keys.Get(0, head, token, d) + 777.0f);
+      }
+    }
+  }
+  TriInput input(keys, /*group=*/2, /*columns=*/1, /*bands=*/32);
+  input.args.zscore = false;
+  // The first head begins late, at a key that is not finite; the other has no candidates.
+  std::fill_n(input.candidates.begin(), 270, uint8_t{0});
+  input.candidates[270] = 1;
+  keys.Set(0, 0, 270, 63, std::numeric_limits<float>::infinity());
+  std::fill(input.candidates.begin() + spec.tokens, input.candidates.end(), uint8_t{0});
+  keys.Set(0, 1, 0, 0, std::numeric_limits<float>::quiet_NaN());
+  ExpectTriParity(spec, input.args);
+}
+
+TEST(TriAttentionParity, EveryBackendMatchesRefOnMoreVectorsThanSharedMemoryHolds) {
+  const HostKvSpec spec = {.tokens = 40, .head_dim = 256};
+  const HostKv keys = RandomKv(spec, /*seed=*/6);
+  TriInput input(keys, /*group=*/7, /*columns=*/17, /*bands=*/128);
   ExpectTriParity(spec, input.args);
 }
 
