@@ -11,23 +11,23 @@ constexpr int kShare = kShareRowsRun / kThreads;  // tokens of a thread, kThread
 // NaN if any member is. Infinities stay: they are scores here.
 class Shared {
  public:
-  double sum = 0;
-  double largest = -std::numeric_limits<double>::infinity();
-  bool nan = false;
-
   __device__ void Add(float member) {
     const double value = double{member};
-    nan = nan || isnan(member);
-    sum += value;
-    largest = value > largest ? value : largest;
+    nan_ = nan_ || isnan(member);
+    sum_ += value;
+    largest_ = value > largest_ ? value : largest_;
   }
-  __device__ float Mean(int32_t size) const { return Rounded(sum / static_cast<double>(size)); }
-  __device__ float Largest() const { return Rounded(largest); }
+  __device__ float Mean(int32_t size) const { return Rounded(sum_ / static_cast<double>(size)); }
+  __device__ float Largest() const { return Rounded(largest_); }
 
  private:
   __device__ float Rounded(double shared) const {
-    return nan || isnan(shared) ? NoScore() : static_cast<float>(shared);
+    return nan_ || isnan(shared) ? NoScore() : static_cast<float>(shared);
   }
+
+  double sum_ = 0;
+  double largest_ = -std::numeric_limits<double>::infinity();
+  bool nan_ = false;
 };
 
 __global__ void __launch_bounds__(kThreads, 3) ShareRowsKernel(ShareRowsParams params) {
