@@ -125,7 +125,8 @@ absl::StatusOr<StagedRows> CudaBackend::Stage(LayerRefs rows) {
     const KvRef host = ref;
     KVERN_RETURN_IF_ERROR(device_->staging().Upload(
         next, {.bytes = row_bytes, .count = int64_t{ref.kv_heads} * ref.tokens},
-        [&](int64_t first, int64_t count, std::byte* to) { PackRows(host, first, count, to); }));
+        [&](int64_t first, int64_t count, std::byte* to) { PackRows(host, first, count, to); },
+        Ask::kBoundCheck));
     ref = DenseKvRef(host.dtype, next, host.kv_heads, host.tokens, host.head_dim);
     ref.lengths = host.lengths;
     next += AlignUp(DenseBytes(ref), kStagedAlign);

@@ -24,6 +24,8 @@ constexpr int64_t kCopyRingHalfBytes = int64_t{4} << 20;
 constexpr int64_t kMostScratchBytes = int64_t{8} << 30;
 // A call that was stopped ends within a second, with a margin for what follows the wait.
 constexpr double kStopSeconds = 0.8;
+// The oldest devices that the build has code for.
+constexpr int kOldestMajor = 8;
 
 // Short waits cost no sleep, long ones no core.
 class Pause {
@@ -84,6 +86,10 @@ absl::Status DeviceContext::Choose(const std::string& device) {
     if (by_index ? ordinal != index : uuid != device) continue;
     ordinal_ = ordinal;
     instruction_set_ = absl::StrCat("sm_", properties.major, properties.minor);
+    if (properties.major < kOldestMajor) {
+      return absl::FailedPreconditionError(absl::StrCat("cuda: got a device of ", instruction_set_,
+                                                        ", want sm_", kOldestMajor, "0 or later"));
+    }
     facts_.name = properties.name;
     facts_.uuid = uuid;
     facts_.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
@@ -123,8 +129,8 @@ absl::Status DeviceContext::Reserve(int64_t scratch_bytes) {
             "reserving pinned memory"));
   stop_word_ = static_cast<int32_t*>(word);
   *stop_word_ = 0;
-  KVERN_ASSIGN_OR_RETURN(staging_, Staging::Make(*this, Ask::kBoundCheck, kOpRingHalfBytes));
-  KVERN_ASSIGN_OR_RETURN(copies_, Staging::Make(*this, Ask::kNothing, kCopyRingHalfBytes));
+  KVERN_ASSIGN_OR_RETURN(staging_, Staging::Make(*this, kOpRingHalfBytes));
+  KVERN_ASSIGN_OR_RETURN(copies_, Staging::Make(*this, kCopyRingHalfBytes));
   clock_ = std::make_unique<DeviceClock>(*this);
   return clock_->Open();
 }
@@ -152,6 +158,15 @@ absl::Status DeviceContext::Check(cudaError_t error, absl::string_view what) {
   return CallStatus(what, error);
 }
 
+absl::Status DeviceContext::Probe(absl::string_view what) {
+  KVERN_RETURN_IF_ERROR(Health());
+  cudaGetLastError();  // of the call that failed
+  const cudaError_t state = cudaStreamQuery(stream_);
+  if (state != cudaErrorNotReady) return Check(state, what);
+  cudaGetLastError();
+  return absl::OkStatus();
+}
+
 absl::Status DeviceContext::Lose(absl::Status status) {
   // Never freed: Health reads it without a lock.
   const auto* lost = new absl::Status(std::move(status));
@@ -168,7 +183,8 @@ absl::Status DeviceContext::Wait(cudaEvent_t event, Ask ask, absl::string_view w
     KVERN_RETURN_IF_ERROR(Health());
     const cudaError_t state = cudaEventQuery(event);
     if (state == cudaSuccess) {
-      if (!stopped.ok()) std::atomic_ref(*stop_word_).store(0);
+      if (stopped.ok() || ask == Ask::kHurry) return absl::OkStatus();
+      std::atomic_ref(*stop_word_).store(0);
       return stopped;
     }
     if (state != cudaErrorNotReady) return Check(state, what);
@@ -180,7 +196,7 @@ absl::Status DeviceContext::Wait(cudaEvent_t event, Ask ask, absl::string_view w
     if (ask == Ask::kNothing || !stopped.ok()) continue;
     stopped = AskBound();
     if (stopped.ok()) continue;
-    std::atomic_ref(*stop_word_).store(1);
+    if (ask == Ask::kBoundCheck) std::atomic_ref(*stop_word_).store(1);
     end = std::min(end, now + std::chrono::duration_cast<Clock::duration>(Seconds(kStopSeconds)));
   }
 }
@@ -232,24 +248,28 @@ void DeviceContext::Forget(const std::byte* data, int64_t bytes) {
 
 absl::Status DeviceContext::CopyIn(std::span<const std::byte> host, std::byte* device) {
   KVERN_RETURN_IF_ERROR(Enter());
+  const Ask ask = CopyAsk();
   const std::lock_guard<std::mutex> lock(copy_mutex_);
-  KVERN_RETURN_IF_ERROR(
-      copies_->Upload(device, {.bytes = 1, .count = static_cast<int64_t>(host.size())},
-                      [&](int64_t first, int64_t count, std::byte* to) {
-                        std::memcpy(to, host.data() + first, static_cast<size_t>(count));
-                      }));
-  return AwaitEnd(copy_end_, Ask::kNothing, "a copy to the device");
+  KVERN_RETURN_IF_ERROR(copies_->Upload(
+      device, {.bytes = 1, .count = static_cast<int64_t>(host.size())},
+      [&](int64_t first, int64_t count, std::byte* to) {
+        std::memcpy(to, host.data() + first, static_cast<size_t>(count));
+      },
+      ask));
+  return AwaitEnd(copy_end_, ask, "a copy to the device");
 }
 
 absl::Status DeviceContext::CopyOut(const std::byte* device, std::span<std::byte> host) {
   KVERN_RETURN_IF_ERROR(Enter());
+  const Ask ask = CopyAsk();
   const std::lock_guard<std::mutex> lock(copy_mutex_);
-  absl::Status status =
-      copies_->Download(device, {.bytes = 1, .count = static_cast<int64_t>(host.size())},
-                        [&](int64_t first, int64_t count, const std::byte* from) {
-                          std::memcpy(host.data() + first, from, static_cast<size_t>(count));
-                        });
-  if (status.ok()) status = copies_->Finish();
+  absl::Status status = copies_->Download(
+      device, {.bytes = 1, .count = static_cast<int64_t>(host.size())},
+      [&](int64_t first, int64_t count, const std::byte* from) {
+        std::memcpy(host.data() + first, from, static_cast<size_t>(count));
+      },
+      ask);
+  if (status.ok()) status = copies_->Finish(ask);
   copies_->Abandon();
   return status;
 }
@@ -260,7 +280,7 @@ absl::Status DeviceContext::Zero(std::byte* device, int64_t bytes) {
   const std::lock_guard<std::mutex> lock(copy_mutex_);
   KVERN_RETURN_IF_ERROR(
       Check(cudaMemsetAsync(device, 0, static_cast<size_t>(bytes), stream_), "zeroing memory"));
-  return AwaitEnd(copy_end_, Ask::kNothing, "zeroing memory");
+  return AwaitEnd(copy_end_, CopyAsk(), "zeroing memory");
 }
 
 DeviceFacts DeviceContext::Facts() const {

@@ -14,6 +14,7 @@
 #include <set>
 #include <span>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -33,8 +34,12 @@ struct DeviceOptions {
   double hang_seconds = 10.0;  // a wait that takes longer finds the device lost
 };
 
-// What a wait asks meanwhile: the bound StopCheck (only the thread that runs ops may), or nothing.
-enum class Ask : uint8_t { kBoundCheck, kNothing };
+// What a wait asks meanwhile. The bound StopCheck is of the thread that runs ops.
+enum class Ask : uint8_t {
+  kBoundCheck,
+  kHurry,    // the bound StopCheck only shortens the wait: what it is for is short and has to end
+  kNothing,  // other threads
+};
 
 class DeviceContext {
  public:
@@ -56,6 +61,10 @@ class DeviceContext {
   // The device is lost for another reason. Returns Health().
   absl::Status Lose(absl::Status status);
 
+  // After a call that failed, maybe for what others sent: whether the device itself still works.
+  // Thread-safe.
+  absl::Status Probe(absl::string_view what);
+
   // Waits without blocking inside the driver. When the check fires: its status, once the device has
   // finished or noticed the stop word; the device is lost if that takes 0.8 s.
   absl::Status Wait(cudaEvent_t event, Ask ask, absl::string_view what);
@@ -64,7 +73,10 @@ class DeviceContext {
   // Makes this thread's calls go to this device, if it is not lost. Thread-safe.
   absl::Status Enter();
 
-  void Bind(const StopCheck* stop) { stop_ = stop; }
+  void Bind(const StopCheck* stop) {
+    stop_ = stop;
+    binder_ = stop == nullptr ? std::thread::id() : std::this_thread::get_id();
+  }
   absl::Status AskBound() const { return stop_ == nullptr ? absl::OkStatus() : stop_->Check(); }
 
   cudaStream_t stream() const { return stream_; }
@@ -81,7 +93,8 @@ class DeviceContext {
   void Adopt(const std::byte* data, int64_t bytes);
   void Forget(const std::byte* data, int64_t bytes);
 
-  // Complete when they return, after the ops before them. Thread-safe.
+  // Complete when they return, after the ops before them. Thread-safe; the bound StopCheck is asked
+  // by the thread that bound it.
   absl::Status CopyIn(std::span<const std::byte> host, std::byte* device);
   absl::Status CopyOut(const std::byte* device, std::span<std::byte> host);
   absl::Status Zero(std::byte* device, int64_t bytes);
@@ -94,11 +107,15 @@ class DeviceContext {
   explicit DeviceContext(double hang_seconds) : hang_seconds_(hang_seconds) {}
   absl::Status Choose(const std::string& device);
   absl::Status Reserve(int64_t scratch_bytes);
+  Ask CopyAsk() const {
+    return binder_ == std::this_thread::get_id() ? Ask::kBoundCheck : Ask::kNothing;
+  }
   absl::Status AwaitEnd(cudaEvent_t end, Ask ask, absl::string_view what);
 
   const double hang_seconds_;
   std::atomic<const absl::Status*> lost_{nullptr};
   const StopCheck* stop_ = nullptr;
+  std::atomic<std::thread::id> binder_{};
   int ordinal_ = 0;
   std::string instruction_set_;
   DeviceFacts facts_;

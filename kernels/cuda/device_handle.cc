@@ -83,7 +83,9 @@ class IpcMapping final : public Mapping {
  public:
   using Mapping::Mapping;
   ~IpcMapping() override {
-    if (MayUnmap()) (void)device_->Check(cudaIpcCloseMemHandle(base_), "unmapping memory");
+    if (MayUnmap() && cudaIpcCloseMemHandle(base_) != cudaSuccess) {
+      (void)device_->Probe("unmapping memory");
+    }
   }
   absl::Status Open(const DeviceHandle& handle) {
     cudaIpcMemHandle_t ipc;
@@ -92,8 +94,8 @@ class IpcMapping final : public Mapping {
     void* base = nullptr;
     if (const cudaError_t error = cudaIpcOpenMemHandle(&base, ipc, cudaIpcMemLazyEnablePeerAccess);
         error != cudaSuccess) {
-      const absl::Status status = device_->Check(error, "opening memory");
-      return device_->Health().ok() ? DoesNotOpen("cudaMalloc memory (CUDA IPC)") : status;
+      if (error == cudaErrorMemoryAllocation) return CallStatus("opening memory", error);
+      return DoesNotOpen("cudaMalloc memory (CUDA IPC)");
     }
     Map(static_cast<std::byte*>(base));
     auto* const range = DriverFunction<decltype(cuMemGetAddressRange)>("cuMemGetAddressRange");
@@ -184,9 +186,12 @@ class FileMapping final : public Mapping {
 template <class Kind>
 absl::StatusOr<std::unique_ptr<DeviceMapping>> Open(std::shared_ptr<DeviceContext> device,
                                                     const DeviceHandle& handle) {
-  auto mapping = std::make_unique<Kind>(std::move(device), handle);
-  KVERN_RETURN_IF_ERROR(mapping->Open(handle));
-  return mapping;
+  auto mapping = std::make_unique<Kind>(device, handle);
+  const absl::Status status = mapping->Open(handle);
+  if (status.ok()) return mapping;
+  // Which errors a bad handle gives is not written anywhere: it must not pass for a lost device.
+  KVERN_RETURN_IF_ERROR(device->Probe("opening memory"));
+  return status;
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ void* Op::ScratchBytes(int64_t bytes) {
 }
 
 void Op::Fill(std::byte* device, Units units, Staging::Pack pack) {
-  if (status_.ok()) status_ = device_.staging().Upload(device, units, pack);
+  if (status_.ok()) status_ = device_.staging().Upload(device, units, pack, Ask::kBoundCheck);
 }
 
 void Op::FlushPage() {
@@ -145,9 +145,10 @@ absl::Status Op::End() {
   status_ = device_.Drain(Ask::kBoundCheck, name_);
   for (Answer& answer : answers_) {
     if (!status_.ok()) return status_;
-    status_ = device_.staging().Download(answer.device, answer.units, std::move(answer.unpack));
+    status_ = device_.staging().Download(answer.device, answer.units, std::move(answer.unpack),
+                                         Ask::kHurry);
   }
-  if (status_.ok()) status_ = device_.staging().Finish();
+  if (status_.ok()) status_ = device_.staging().Finish(Ask::kHurry);
   return status_;
 }
 

@@ -65,17 +65,17 @@ void UnpackRows(const KvRef& ref, int64_t first, int64_t count, const std::byte*
   MoveRows<Way::kUnpack>(ref, first, count, const_cast<std::byte*>(from));
 }
 
-absl::StatusOr<std::unique_ptr<Staging>> Staging::Make(DeviceContext& device, Ask ask,
+absl::StatusOr<std::unique_ptr<Staging>> Staging::Make(DeviceContext& device,
                                                        int64_t ring_half_bytes) {
   KVERN_ASSIGN_OR_RETURN(std::unique_ptr<PinnedRing> ring,
                          PinnedRing::Make(device, ring_half_bytes));
-  return std::unique_ptr<Staging>(new Staging(device, ask, std::move(ring)));
+  return std::unique_ptr<Staging>(new Staging(device, std::move(ring)));
 }
 
 absl::StatusOr<std::span<std::byte>> Staging::Take(Units units, int64_t first, Ask ask) {
   std::span<std::byte> piece = ring_->Take(units.bytes, units.count - first);
   if (!piece.empty()) return piece;
-  KVERN_RETURN_IF_ERROR(UnpackHalf(1 - ring_->half()));
+  KVERN_RETURN_IF_ERROR(UnpackHalf(1 - ring_->half(), ask));
   KVERN_RETURN_IF_ERROR(ring_->Turn(ask));
   return ring_->Take(units.bytes, units.count - first);
 }
@@ -86,9 +86,9 @@ absl::Status Staging::Copy(void* to, const void* from, size_t bytes) {
                        "a copy");
 }
 
-absl::Status Staging::Upload(std::byte* device, Units units, Pack pack) {
+absl::Status Staging::Upload(std::byte* device, Units units, Pack pack, Ask ask) {
   for (int64_t first = 0; first < units.count;) {
-    KVERN_ASSIGN_OR_RETURN(const std::span<std::byte> piece, Take(units, first, ask_));
+    KVERN_ASSIGN_OR_RETURN(const std::span<std::byte> piece, Take(units, first, ask));
     const int64_t count = static_cast<int64_t>(piece.size()) / units.bytes;
     pack(first, count, piece.data());
     KVERN_RETURN_IF_ERROR(Copy(device + first * units.bytes, piece.data(), piece.size()));
@@ -97,10 +97,10 @@ absl::Status Staging::Upload(std::byte* device, Units units, Pack pack) {
   return absl::OkStatus();
 }
 
-absl::Status Staging::Download(const std::byte* device, Units units, Unpack unpack) {
+absl::Status Staging::Download(const std::byte* device, Units units, Unpack unpack, Ask ask) {
   const auto shared = std::make_shared<const Unpack>(std::move(unpack));
   for (int64_t first = 0; first < units.count;) {
-    KVERN_ASSIGN_OR_RETURN(const std::span<std::byte> piece, Take(units, first, Ask::kNothing));
+    KVERN_ASSIGN_OR_RETURN(const std::span<std::byte> piece, Take(units, first, ask));
     KVERN_RETURN_IF_ERROR(Copy(piece.data(), device + first * units.bytes, piece.size()));
     const int64_t count = static_cast<int64_t>(piece.size()) / units.bytes;
     pieces_[ring_->half()].push_back({first, count, piece.data(), shared});
@@ -109,20 +109,20 @@ absl::Status Staging::Download(const std::byte* device, Units units, Unpack unpa
   return absl::OkStatus();
 }
 
-absl::Status Staging::UnpackHalf(int half) {
+absl::Status Staging::UnpackHalf(int half, Ask ask) {
   if (pieces_[half].empty()) return absl::OkStatus();
-  KVERN_RETURN_IF_ERROR(ring_->Await(half, Ask::kNothing));
+  KVERN_RETURN_IF_ERROR(ring_->Await(half, ask));
   for (const Piece& piece : pieces_[half]) (*piece.unpack)(piece.first, piece.count, piece.from);
   pieces_[half].clear();
   return absl::OkStatus();
 }
 
-absl::Status Staging::Finish() {
+absl::Status Staging::Finish(Ask ask) {
   const int half = ring_->half();
-  KVERN_RETURN_IF_ERROR(UnpackHalf(1 - half));
+  KVERN_RETURN_IF_ERROR(UnpackHalf(1 - half, ask));
   if (pieces_[half].empty()) return absl::OkStatus();
   KVERN_RETURN_IF_ERROR(ring_->Seal());
-  return UnpackHalf(half);
+  return UnpackHalf(half, ask);
 }
 
 void Staging::Abandon() {

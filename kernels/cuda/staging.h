@@ -31,17 +31,16 @@ class Staging {
   using Pack = absl::FunctionRef<void(int64_t first, int64_t count, std::byte* to)>;
   using Unpack = std::function<void(int64_t first, int64_t count, const std::byte* from)>;
 
-  // `ask`: what waits of Upload ask.
-  static absl::StatusOr<std::unique_ptr<Staging>> Make(DeviceContext& device, Ask ask,
+  static absl::StatusOr<std::unique_ptr<Staging>> Make(DeviceContext& device,
                                                        int64_t ring_half_bytes);
 
   // Host memory has been read when this returns; the device gets it in stream order.
-  absl::Status Upload(std::byte* device, Units units, Pack pack);
-  // Enqueues copies; `unpack` runs during this or a later call, at the latest in Finish. Asks
-  // nothing: an answer that is half in host memory would be of no use.
-  absl::Status Download(const std::byte* device, Units units, Unpack unpack);
+  absl::Status Upload(std::byte* device, Units units, Pack pack, Ask ask);
+  // Enqueues copies; `unpack` runs during this or a later call, at the latest in Finish. An
+  // answer that must not stay half in host memory is for Ask::kHurry.
+  absl::Status Download(const std::byte* device, Units units, Unpack unpack, Ask ask);
   // Every download has been unpacked.
-  absl::Status Finish();
+  absl::Status Finish(Ask ask);
   // Forgets downloads that were not finished, for the next op.
   void Abandon();
 
@@ -52,15 +51,14 @@ class Staging {
     const std::byte* from;
     std::shared_ptr<const Unpack> unpack;
   };
-  Staging(DeviceContext& device, Ask ask, std::unique_ptr<PinnedRing> ring)
-      : device_(device), ask_(ask), ring_(std::move(ring)) {}
+  Staging(DeviceContext& device, std::unique_ptr<PinnedRing> ring)
+      : device_(device), ring_(std::move(ring)) {}
   // A piece of the ring for some of `units` from `first` on, never empty.
   absl::StatusOr<std::span<std::byte>> Take(Units units, int64_t first, Ask ask);
   absl::Status Copy(void* to, const void* from, size_t bytes);
-  absl::Status UnpackHalf(int half);
+  absl::Status UnpackHalf(int half, Ask ask);
 
   DeviceContext& device_;
-  const Ask ask_;
   const std::unique_ptr<PinnedRing> ring_;
   std::vector<Piece> pieces_[PinnedRing::kHalves];  // on their way to the host
 };
