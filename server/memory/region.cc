@@ -161,6 +161,7 @@ void AttachmentTable::Close(int64_t connection) {
     });
     on_close = on_close_;
   }
+  ended.clear();  // before the listener says that the connection is over
   // Outside the lock: the listener takes locks of its own and may look attachments up.
   if (on_close) on_close(connection);
 }
