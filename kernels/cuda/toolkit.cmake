@@ -18,7 +18,7 @@ find_library(KVERN_CUDART cudart_static HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTO
   PATH_SUFFIXES lib64 lib targets/x86_64-linux/lib REQUIRED)
 
 kvern_library(kvern_cuda_host kernels/cuda kvern_base)
-target_include_directories(kvern_cuda_host SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+target_include_directories(kvern_cuda_host SYSTEM PUBLIC ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
 file(GLOB kernels CONFIGURE_DEPENDS kernels/cuda/*.cu)
 add_library(kvern_cuda STATIC ${kernels})
 target_include_directories(kvern_cuda PRIVATE ${PROJECT_SOURCE_DIR})
