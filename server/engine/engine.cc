@@ -301,8 +301,9 @@ EngineGauges Engine::Gauges() const {
   gauges.queued_bytes = levels.bytes;
   for (const auto& pool : impl_->pools.List()) {
     const auto label = static_cast<size_t>(pool->spec.engine);
-    ++gauges.pools[label];
-    gauges.pool_mapped_bytes[label] += pool->mapped_bytes;
+    auto& pools = pool->OnDevice() ? gauges.device_pools[label] : gauges.host_pools[label];
+    ++pools.count;
+    pools.mapped_bytes += pool->mapped_bytes;
   }
   gauges.store_sequences = static_cast<int64_t>(impl_->store->List().size());
   gauges.store_used_bytes = impl_->store->UsedBytes();

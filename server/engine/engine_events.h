@@ -33,8 +33,12 @@ struct EngineGauges {
   int64_t queue_depth = 0;
   double queue_oldest_seconds = 0;
   int64_t queued_bytes = 0;
-  int64_t pools[6] = {};  // by EngineLabel
-  int64_t pool_mapped_bytes[6] = {};
+  struct Pools {
+    int64_t count = 0;
+    int64_t mapped_bytes = 0;
+  };
+  Pools host_pools[6] = {};  // by EngineLabel
+  Pools device_pools[6] = {};
   int64_t store_sequences = 0;
   int64_t store_used_bytes = 0;
   int64_t store_capacity_bytes = 0;

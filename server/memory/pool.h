@@ -67,6 +67,7 @@ struct Pool {
   int64_t mapped_bytes = 0;
   bool leased = false;  // has memory of no connection: expires unless renewed
 
+  bool OnDevice() const { return regions.front()->OnDevice(); }  // its regions are of one kind
   // View of one layer's keys or values over a validated table (borrowed, outlives the view).
   KvRef Keys(int64_t layer_slot, const std::vector<uint32_t>& block_ids, int64_t tokens) const;
   KvRef Values(int64_t layer_slot, const std::vector<uint32_t>& block_ids, int64_t tokens) const;

@@ -79,8 +79,11 @@ std::vector<MetricFamily> Levels::Collect() const {
       Family("kvern_pool_mapped_bytes", "Frontend memory mapped for pools.", MetricType::Gauge);
   const std::vector<std::string> engines = EngineLabels();
   for (size_t i = 0; i < engines.size(); ++i) {
-    Add(now.pools[i], {{"engine", engines[i]}, {"kind", "memfd"}}, &pools);
-    Add(now.pool_mapped_bytes[i], {{"engine", engines[i]}, {"kind", "memfd"}}, &mapped);
+    for (const auto& [kind, levels] :
+         {std::pair("memfd", now.host_pools[i]), std::pair("device", now.device_pools[i])}) {
+      Add(levels.count, {{"engine", engines[i]}, {"kind", kind}}, &pools);
+      Add(levels.mapped_bytes, {{"engine", engines[i]}, {"kind", kind}}, &mapped);
+    }
   }
   families.push_back(std::move(pools));
   families.push_back(std::move(mapped));

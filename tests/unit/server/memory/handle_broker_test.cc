@@ -6,128 +6,18 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 
-#include <condition_variable>
-#include <cstdlib>
 #include <cstring>
-#include <mutex>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "server/memory/unique_fd.h"
-#include "tests/unit/server/memory/fake_device.h"
+#include "tests/unit/server/memory/broker_fixture.h"
 #include "tests/unit/server/memory/memfd.h"
 
 namespace kvern::memory {
 namespace {
-
-struct Reply {
-  bool ended = false;
-  uint32_t status = 0;
-  AttachmentId id = {};
-};
-
-class Client {
- public:
-  explicit Client(const std::string& path)
-      : socket_(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)) {
-    sockaddr_un address = {};
-    address.sun_family = AF_UNIX;
-    std::memcpy(address.sun_path, path.data(), path.size());
-    connected_ =
-        connect(socket_.Get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
-  }
-  bool Connected() const { return connected_; }
-
-  void Send(const std::string& payload, const std::vector<int>& fds) {
-    alignas(cmsghdr) char control[CMSG_SPACE(16 * sizeof(int))] = {};
-    iovec buffer = {const_cast<char*>(payload.data()), payload.size()};
-    msghdr message = {};
-    message.msg_iov = &buffer;
-    message.msg_iovlen = 1;
-    if (!fds.empty()) {
-      message.msg_control = control;
-      message.msg_controllen = CMSG_SPACE(fds.size() * sizeof(int));
-      cmsghdr* part = CMSG_FIRSTHDR(&message);
-      part->cmsg_level = SOL_SOCKET;
-      part->cmsg_type = SCM_RIGHTS;
-      part->cmsg_len = CMSG_LEN(fds.size() * sizeof(int));
-      std::memcpy(CMSG_DATA(part), fds.data(), fds.size() * sizeof(int));
-    }
-    sendmsg(socket_.Get(), &message, MSG_NOSIGNAL);
-  }
-
-  Reply Receive() {
-    uint8_t bytes[64];
-    const ssize_t size = recv(socket_.Get(), bytes, sizeof(bytes), 0);
-    Reply reply;
-    reply.ended = size <= 0;
-    if (reply.ended) return reply;
-    EXPECT_EQ(size, 24);
-    EXPECT_EQ(std::memcmp(bytes, "KVA1", 4), 0);
-    std::memcpy(&reply.status, bytes + 4, 4);
-    std::memcpy(reply.id.data(), bytes + 8, 16);
-    return reply;
-  }
-
-  Reply Attach(int64_t size_bytes) {
-    const UniqueFd fd(MakeMemfd(size_bytes, F_SEAL_SHRINK));
-    Send("KVA1", {fd.Get()});
-    return Receive();
-  }
-
- private:
-  UniqueFd socket_;
-  bool connected_ = false;
-};
-
-std::string DevicePacket(int64_t offset, int64_t size, const std::string& uuid = kFakeUuid) {
-  std::string packet = "KVD1" + uuid + std::string(20, '\0');
-  std::memcpy(packet.data() + 48, &offset, sizeof(offset));
-  std::memcpy(packet.data() + 56, &size, sizeof(size));
-  return packet;
-}
-
-class HandleBrokerTest : public ::testing::Test {
- protected:
-  void SetUp() override {
-    char directory[] = "/tmp/kvern-broker-XXXXXX";
-    ASSERT_NE(mkdtemp(directory), nullptr);
-    directory_ = directory;
-    options_.path = directory_ + "/run/k.broker.sock";
-    attachments_.OnClose([this](int64_t connection) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      closed_.insert(connection);
-      changed_.notify_all();
-    });
-  }
-  void TearDown() override {
-    broker_.reset();
-    unlink(options_.path.c_str());
-    rmdir((directory_ + "/run").c_str());
-    EXPECT_EQ(rmdir(directory_.c_str()), 0) << "files were left behind";
-  }
-  void Start(ImportDevice import = nullptr) {
-    auto broker = HandleBroker::Start(options_, &attachments_, std::move(import));
-    ASSERT_TRUE(broker.ok()) << broker.status();
-    broker_ = *std::move(broker);
-  }
-  void WaitForClosed(size_t connections) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait(lock, [&] { return closed_.size() >= connections; });
-  }
-
-  std::string directory_;
-  BrokerOptions options_;
-  AttachmentTable attachments_;
-  std::unique_ptr<HandleBroker> broker_;
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::set<int64_t> closed_;
-};
 
 constexpr auto kInvalid = static_cast<uint32_t>(absl::StatusCode::kInvalidArgument);
 constexpr auto kFailed = static_cast<uint32_t>(absl::StatusCode::kFailedPrecondition);
@@ -215,60 +105,6 @@ TEST_F(HandleBrokerTest, EndsTheConnectionAfterAPacketOfAnotherForm) {
   EXPECT_EQ(attachments_.Count(), 0);
   Client good(options_.path);
   EXPECT_EQ(good.Attach(4096).status, 0u);
-}
-
-TEST_F(HandleBrokerTest, AnswersAnIdForMemoryOfTheDevice) {
-  FakeDevice device;
-  Start(device.Import());
-  {
-    Client client(options_.path);
-    const UniqueFd fd(MakeMemfd(4096, 0));
-    client.Send(DevicePacket(32, 1000), {fd.Get()});
-    const Reply reply = client.Receive();
-    EXPECT_EQ(reply.status, 0u);
-    const auto region = attachments_.Find(reply.id);
-    ASSERT_TRUE(region.ok());
-    EXPECT_TRUE((*region)->OnDevice());
-    EXPECT_EQ((*region)->SizeBytes(), 1000);
-    EXPECT_EQ((*region)->Owner(), getuid());
-    ASSERT_EQ(device.asked.size(), 1u);
-    EXPECT_EQ(device.asked[0].kind, DeviceHandle::Kind::kFile);
-    EXPECT_NE(device.asked[0].file, fd.Get());
-    EXPECT_LT(fcntl(device.asked[0].file, F_GETFD), 0) << "the descriptor was kept";
-    EXPECT_EQ(device.asked[0].device_uuid, kFakeUuid);
-    EXPECT_EQ(device.asked[0].offset_bytes, 32);
-  }
-  WaitForClosed(1);
-  EXPECT_EQ(attachments_.Count(), 0);
-}
-
-TEST_F(HandleBrokerTest, RefusesMemoryThatTheDeviceDoesAndGoesOn) {
-  FakeDevice device;
-  Start(device.Import());
-  Client client(options_.path);
-  const UniqueFd fd(MakeMemfd(4096, 0));
-  std::string other = kFakeUuid;
-  other.back() = '0';
-  for (const std::string& packet :
-       {DevicePacket(0, 1000, other), DevicePacket(0, 0), DevicePacket(-16, 1000),
-        DevicePacket(8, 1000), DevicePacket(INT64_MAX - 15, INT64_MIN),
-        DevicePacket(16, FakeDevice::kAllocationBytes)}) {
-    client.Send(packet, {fd.Get()});
-    const Reply refused = client.Receive();
-    EXPECT_EQ(refused.status, kInvalid);
-    EXPECT_EQ(refused.id, AttachmentId{});
-  }
-  EXPECT_EQ(client.Attach(4096).status, 0u);
-  EXPECT_EQ(device.open, 0);
-}
-
-TEST_F(HandleBrokerTest, RefusesDeviceMemoryWhereThereIsNoDevice) {
-  Start();
-  Client client(options_.path);
-  const UniqueFd fd(MakeMemfd(4096, 0));
-  client.Send(DevicePacket(0, 1000), {fd.Get()});
-  EXPECT_EQ(client.Receive().status, kFailed);
-  EXPECT_EQ(client.Attach(4096).status, 0u);
 }
 
 TEST_F(HandleBrokerTest, KeepsNoDescriptors) {

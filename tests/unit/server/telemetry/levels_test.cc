@@ -13,7 +13,8 @@ TEST(Levels, ShowsWhatTheEngineSamplesAndEveryLimit) {
   options.sample = [] {
     engine::EngineGauges now;
     now.queue_depth = 7;
-    now.pools[0] = 2;
+    now.host_pools[0].count = 2;
+    now.device_pools[1] = {1, 4096};
     return now;
   };
   options.version = "1.2.3";
@@ -21,6 +22,9 @@ TEST(Levels, ShowsWhatTheEngineSamplesAndEveryLimit) {
   const std::string page = prometheus::TextSerializer().Serialize(Levels(options).Collect());
   EXPECT_THAT(page, testing::HasSubstr("kvern_queue_depth 7"));
   EXPECT_THAT(page, testing::HasSubstr("kvern_pools{engine=\"vllm\",kind=\"memfd\"} 2"));
+  EXPECT_THAT(page, testing::HasSubstr("kvern_pools{engine=\"sglang\",kind=\"device\"} 1"));
+  EXPECT_THAT(
+      page, testing::HasSubstr("kvern_pool_mapped_bytes{engine=\"sglang\",kind=\"device\"} 4096"));
   EXPECT_THAT(page, testing::HasSubstr("kvern_build_info{version=\"1.2.3\",commit=\"abc\"} 1"));
   for (const LimitField& field : LimitFields()) {
     EXPECT_THAT(page, testing::HasSubstr(std::string("kvern_limit{limit=\"") + field.flag + "\"}"));
