@@ -18,7 +18,9 @@ FROM build AS build-cuda
 RUN apt-get install -y -qq --no-install-recommends python3-venv && python3 -m venv /opt/cuda-wheels \
  && /opt/cuda-wheels/bin/pip install -q nvidia-cuda-nvcc==13.0.* nvidia-cuda-runtime==13.0.* nvidia-cuda-crt==13.0.* \
       nvidia-nvvm==13.0.* nvidia-cuda-cccl==13.0.*
+# The wheels keep the libraries in lib; nvcc looks for them in lib64.
 RUN export CUDA_HOME=$(dirname $(dirname $(find /opt/cuda-wheels -name nvcc -type f))) \
+ && ln -s lib $CUDA_HOME/lib64 \
  && cmake --preset cuda -DBUILD_TESTING=OFF && cmake --build --preset cuda --target kvernd kvern \
  && strip build/cuda/kvernd build/cuda/kvern
 

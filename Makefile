@@ -38,7 +38,7 @@ test: build ## every test: sanitizers, fuzz targets, then the product's own
 	@$(MAKE) --no-print-directory build/asan/build.ninja build/tsan/build.ninja
 	@cmake --build --preset asan -j $(JOBS)
 	@cmake --build --preset tsan -j $(JOBS) --target $(TSAN_TARGETS)
-	@FUZZ_SECONDS=$(FUZZ_SECONDS) ctest --preset asan -j $(JOBS) -E '^(tests/golden|lint)'
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) ctest --preset asan -j $(JOBS) -E '^lint'
 	@ctest --preset tsan -j $(JOBS) -R '^tests/(unit/kernels|unit/server/(memory|engine)|parity)/'
 	@ctest --preset cpu -j $(JOBS)
 

@@ -22,6 +22,15 @@ static_assert(std::endian::native == std::endian::little, "the packed format is 
 inline constexpr float kLargestCoded = 65504.0f;
 inline constexpr float kI8Levels = 127.0f;
 
+// A mean of keys as it is stored: infinity would poison every coded key, and which NaN an addition
+// makes is the processor's choice, so one of them stands for all.
+KVERN_HD inline Float16 RoundedMean(double total, int64_t count) {
+  const double mean = count == 0 ? 0.0 : total / static_cast<double>(count);
+  if (mean != mean) return {0x7E00};
+  if (mean < -kLargestCoded) return FromFloat<Float16>(-kLargestCoded);
+  return FromFloat<Float16>(mean > kLargestCoded ? kLargestCoded : static_cast<float>(mean));
+}
+
 // Coordinate i of a group of 8 lm4 codes stands at this bit of its 32-bit word: from the lowest
 // nibble up 0, 2, 4, 6, 1, 3, 5, 7.
 inline constexpr int32_t kLm4Shifts[8] = {0, 16, 4, 20, 8, 24, 12, 28};

@@ -10,6 +10,7 @@
 #include "hwy/foreach_target.h"
 // After foreach_target.h, which decides for what it is compiled.
 #include "hwy/highway.h"
+#include "kernels/base/coding.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cpu/dim_sums-inl.h"
 #include "kernels/cpu/heads.h"
@@ -19,8 +20,6 @@
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-constexpr double kLargestF16 = 65504.0;
 
 absl::Status MeanKeyHead(const HeadProblem& problem, const MeanKeyArgs& args,
                          TensorView<Float16, 3> mean) {
@@ -52,9 +51,7 @@ absl::Status MeanKeyHead(const HeadProblem& problem, const MeanKeyArgs& args,
     if (next % kTileTokens == 0 || next >= tokens) sums.CloseTile();
   }
   for (int64_t i = 0; i < keys.head_dim; ++i) {
-    const double value = added == 0 ? 0.0 : sums.totals()[i] / static_cast<double>(added);
-    const double clamped = std::clamp(value, -kLargestF16, kLargestF16);
-    mean(layer, head, i) = FromFloat<Float16>(static_cast<float>(clamped));
+    mean(layer, head, i) = RoundedMean(sums.totals()[i], added);
   }
   return absl::OkStatus();
 }

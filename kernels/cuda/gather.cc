@@ -14,6 +14,7 @@ namespace {
 void CheckProblem(const GatherArgs& args) {
   KVERN_CHECK((args.from == nullptr) == (args.to == nullptr));
   KVERN_CHECK(args.from == nullptr || args.from->bands == args.to->bands);
+  KVERN_CHECK(args.from == nullptr || args.from->layout == args.to->layout);
   for (int64_t layer = 0; layer < args.keep->layers; ++layer) {
     KVERN_CHECK(args.in[layer].dtype == args.out[layer].dtype);
     for (int64_t head = 0; head < args.keep->kv_heads; ++head) {

@@ -1,4 +1,5 @@
-// Sum over count, kept inside f16: infinity would poison every coded key.
+// Sum over count, rounded by the rule that all backends share.
+#include "kernels/base/coding.h"
 #include "kernels/cuda/key_total.cuh"
 #include "kernels/cuda/mean_key.h"
 
@@ -6,7 +7,6 @@ namespace kvern::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr double kLargestF16 = 65504.0;
 
 __global__ void __launch_bounds__(kThreads) MeanKeyKernel(MeanKeyParams params) {
   const HeadRow row = params.rows.rows[blockIdx.x];
@@ -14,10 +14,7 @@ __global__ void __launch_bounds__(kThreads) MeanKeyKernel(MeanKeyParams params) 
   const TileSums tiles = {params.sums, params.counts, row.first_tile, TilesOf(row), head_dim};
   const int32_t count = CountOf(tiles);
   for (int32_t d = static_cast<int32_t>(threadIdx.x); d < head_dim; d += kThreads) {
-    double mean = count == 0 ? 0.0 : TotalOf(tiles, d) / static_cast<double>(count);
-    mean = mean < -kLargestF16 ? -kLargestF16 : mean;
-    mean = mean > kLargestF16 ? kLargestF16 : mean;
-    params.mean[int64_t{blockIdx.x} * head_dim + d] = FromFloat<Float16>(static_cast<float>(mean));
+    params.mean[int64_t{blockIdx.x} * head_dim + d] = RoundedMean(TotalOf(tiles, d), count);
   }
 }
 

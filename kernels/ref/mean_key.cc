@@ -1,22 +1,14 @@
-// Mean of the finite counted keys before their rotation; infinity would poison every coded key.
+// Mean of the finite counted keys before their rotation.
 #include "kernels/ref/mean_key.h"
 
-#include <algorithm>
 #include <vector>
 
+#include "kernels/base/coding.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/ref/rows.h"
 
 namespace kvern::ref {
 namespace {
-
-constexpr double kLargestF16 = 65504.0;
-
-Float16 RoundedMean(TokenSum& sum, int64_t count) {
-  if (count == 0) return FromFloat<Float16>(0.0f);
-  const double mean = sum.Total() / static_cast<double>(count);
-  return FromFloat<Float16>(static_cast<float>(std::clamp(mean, -kLargestF16, kLargestF16)));
-}
 
 absl::Status MeanOfHead(const HeadProblem& problem, const MeanKeyArgs& args, Float16* mean) {
   const auto [stop, layer, head] = problem;
@@ -36,7 +28,7 @@ absl::Status MeanOfHead(const HeadProblem& problem, const MeanKeyArgs& args, Flo
     for (int32_t d = 0; d < keys.head_dim; ++d) sums[d].Add(token, row[d]);
     ++count;
   }
-  for (int32_t d = 0; d < keys.head_dim; ++d) mean[d] = RoundedMean(sums[d], count);
+  for (int32_t d = 0; d < keys.head_dim; ++d) mean[d] = RoundedMean(sums[d].Total(), count);
   return absl::OkStatus();
 }
 

@@ -26,7 +26,7 @@ using pipeline::PolicyWords;
 // as the others have been held to the same files already.
 inline std::vector<BackendOptions> EveryBackend() {
   if (BackendNames().back() == "cuda") {
-    return {{.name = "cuda", .scratch_bytes = int64_t{1} << 30}};
+    return {{.name = "cuda", .scratch_bytes = int64_t{1} << 30, .hang_seconds = 300}};
   }
   std::vector<BackendOptions> all = {{.name = "ref"}};
   for (const std::string& set : InstructionSets()) {

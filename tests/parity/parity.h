@@ -23,8 +23,10 @@ namespace kvern::support {
 
 // The cuda backend of the twin, opened once.
 inline Backend& CudaBackend() {
-  static Backend& backend =
-      *MakeBackend({.name = "cuda", .scratch_bytes = int64_t{64} << 20}).value().release();
+  static Backend& backend =  // emulated, it may be slow: that is no hang
+      *MakeBackend({.name = "cuda", .scratch_bytes = int64_t{64} << 20, .hang_seconds = 300})
+           .value()
+           .release();
   return backend;
 }
 

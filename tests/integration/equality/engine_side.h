@@ -29,9 +29,10 @@ class EngineSide {
     std::unique_ptr<EngineSide> side(new EngineSide);
     engine::EngineOptions options;
     options.limits.store_bytes = int64_t{64} << 20;
-    KVERN_ASSIGN_OR_RETURN(
-        options.backend,
-        MakeBackend({.name = backend, .threads = threads, .scratch_bytes = int64_t{256} << 20}));
+    KVERN_ASSIGN_OR_RETURN(options.backend, MakeBackend({.name = backend,
+                                                         .threads = threads,
+                                                         .scratch_bytes = int64_t{256} << 20,
+                                                         .hang_seconds = 300}));
     KVERN_ASSIGN_OR_RETURN(side->engine_, engine::Engine::Create(std::move(options)));
     const int fd = memfd_create("pool", MFD_ALLOW_SEALING | MFD_CLOEXEC);
     if (fd < 0 || ftruncate(fd, kPoolBytes) != 0 || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) != 0) {

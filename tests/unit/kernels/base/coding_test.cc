@@ -19,6 +19,17 @@ TEST(RoundScale, UnderflowsToZeroWhichHasNoInverse) {
   EXPECT_EQ(InverseScale(scale.value), 0.0f);
 }
 
+TEST(RoundedMean, IsAFiniteF16OrTheOneNaN) {
+  EXPECT_EQ(RoundedMean(3.0, 2).bits, FromFloat<Float16>(1.5f).bits);
+  EXPECT_EQ(RoundedMean(0.0, 0).bits, 0);
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(ToFloat(RoundedMean(kInfinity, 2)), 65504.0f);
+  EXPECT_EQ(ToFloat(RoundedMean(-1e300, 2)), -65504.0f);
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_EQ(RoundedMean(nan, 1).bits, 0x7E00);
+  EXPECT_EQ(RoundedMean(-nan, 1).bits, 0x7E00);
+}
+
 TEST(Lm4Shifts, PairEvenAndOddCoordinatesForOneMask) {
   // Shifted by 4 i, the word masked by 0x000F000F is the pair (2 i, 2 i + 1).
   for (int i = 0; i < 4; ++i) {
