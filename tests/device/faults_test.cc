@@ -30,7 +30,7 @@ constexpr NamedKind kKinds[] = {{FaultKind::kOutOfMemory, "out of memory"},
 
 int64_t Stride() {
   const char* text = std::getenv("KVERN_FAULT_STRIDE");
-  return text == nullptr ? 19 : std::max<int64_t>(1, std::atoll(text));
+  return text == nullptr ? 41 : std::max<int64_t>(1, std::atoll(text));
 }
 
 // One job in one process: first whole, then broken.
