@@ -60,6 +60,21 @@ TEST_F(Launches, DoNotGrowWithSequences) {
   }
 }
 
+// Every scorer, blend, selector, codec and placement.
+TEST_F(Launches, OfEveryCanonicalRequestAreAtMostTwelve) {
+  for (const CanonicalJob& canonical : CanonicalJobs()) {
+    SCOPED_TRACE(canonical.name);
+    Restart();
+    const int64_t before = simt::LaunchCount();
+    const auto answer = engine_->CompressAndWait(canonical.job);
+    ASSERT_TRUE(answer.ok()) << answer.status();
+    EXPECT_EQ(answer->results.at(0).outcome, Outcome::kApplied) << answer->results.at(0).status;
+    const int64_t launches = simt::LaunchCount() - before;
+    EXPECT_GT(launches, 0);
+    EXPECT_LE(launches, 12);
+  }
+}
+
 // Launches of one op after the other on a cache of this many layers and heads.
 std::vector<int64_t> LaunchesOn(Backend& backend, int64_t layers, int64_t kv_heads) {
   support::HostKvSpec spec;

@@ -20,7 +20,6 @@ namespace kvern::memory {
 namespace {
 
 constexpr auto kInvalid = static_cast<uint32_t>(absl::StatusCode::kInvalidArgument);
-constexpr auto kFailed = static_cast<uint32_t>(absl::StatusCode::kFailedPrecondition);
 constexpr auto kExhausted = static_cast<uint32_t>(absl::StatusCode::kResourceExhausted);
 
 TEST_F(HandleBrokerTest, AnswersAnIdThatFindsTheMemory) {
