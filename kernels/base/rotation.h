@@ -3,6 +3,8 @@
 #define KVERN_KERNELS_BASE_ROTATION_H_
 
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <vector>
 
 namespace kvern {
@@ -14,9 +16,10 @@ enum class RopeLayout : uint8_t { kHalf = 0, kInterleaved = 1 };
 // one sequence. Coordinates beyond 2 * bands are not rotated (partial rotary).
 struct RotationTable {
   RopeLayout layout = RopeLayout::kHalf;
-  int32_t bands = 0;          // rotated dims / 2
-  std::vector<float> cosine;  // [rows, bands]
-  std::vector<float> sine;    // [rows, bands]
+  int32_t bands = 0;                   // rotated dims / 2
+  std::span<const float> cosine;       // [rows, bands]
+  std::span<const float> sine;         // [rows, bands]
+  std::shared_ptr<const void> angles;  // owns both
   // Row of each slot: [layers, kv_heads, tokens] with strides below; stride 0 shares a row.
   std::vector<int32_t> row_of_slot;
   int64_t layer_stride = 0;

@@ -15,6 +15,7 @@
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
 #include "server/engine/calibration_file.h"
+#include "server/pipeline/rope_angles.h"
 
 namespace kvern::engine {
 namespace {
@@ -177,6 +178,7 @@ absl::StatusOr<RegisteredModel> ModelRegistry::Register(RegisteredModel model) {
   for (const std::string& sha256 : model.calibrations) {
     if (!calibrations_.contains(sha256)) return UnknownCalibration();
   }
+  model.spec.rope.angles = std::make_shared<pipeline::RopeAngles>();
   models_.emplace(model.id, std::make_shared<const RegisteredModel>(model));
   return model;
 }

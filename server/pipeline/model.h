@@ -11,10 +11,13 @@
 
 namespace kvern::pipeline {
 
+class RopeAngles;
+
 struct RopeSpec {
   RopeLayout layout = RopeLayout::kHalf;
   std::vector<float> inv_freq;  // [rotary_dim / 2], the live ones; empty: unknown
   double attention_scaling = 1.0;
+  std::shared_ptr<RopeAngles> angles;  // of a registered model; null: made anew for each table
   int32_t Bands() const { return static_cast<int32_t>(inv_freq.size()); }
 };
 

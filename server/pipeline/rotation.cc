@@ -6,18 +6,55 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "kernels/base/math.h"
+#include "server/pipeline/rope_angles.h"
 
 namespace kvern::pipeline {
 namespace {
 
-void AppendRow(const RopeSpec& rope, int32_t position, RotationTable* table) {
-  for (const float frequency : rope.inv_freq) {
-    double sine, cosine;
-    SinCos(static_cast<double>(position) * frequency, &sine, &cosine);
-    table->cosine.push_back(static_cast<float>(cosine));
-    table->sine.push_back(static_cast<float>(sine));
+struct Range {
+  int64_t first = 0;
+  int64_t end = 0;
+};
+
+Range PositionsOf(std::span<const int32_t> slots) {
+  if (slots.empty()) return {};
+  const auto [least, most] = std::minmax_element(slots.begin(), slots.end());
+  return {std::max(*least, 0), int64_t{std::max(*most, 0)} + 1};
+}
+
+// Whether a row for every position between is little more than a row for each that a slot holds: a
+// device is given all rows.
+bool Dense(const Range& range, size_t slots) {
+  return range.end > 0 && range.end <= RopeAngles::kMaxPositions &&
+         range.end - range.first <= 2 * static_cast<int64_t>(slots);
+}
+
+void ShareRows(const RopeSpec& rope, std::span<const int32_t> slots, RotationTable* table) {
+  const Range range = PositionsOf(slots);
+  const auto rows = rope.angles->First(rope.inv_freq, range.end);
+  const size_t first = range.first * rope.inv_freq.size();
+  const size_t count = (range.end - range.first) * rope.inv_freq.size();
+  table->cosine = std::span(rows->cosine).subspan(first, count);
+  table->sine = std::span(rows->sine).subspan(first, count);
+  table->angles = rows;
+  for (const int32_t position : slots) {
+    table->row_of_slot.push_back(static_cast<int32_t>(std::max(position, 0) - range.first));
   }
+}
+
+void MakeRows(const RopeSpec& rope, std::span<const int32_t> slots, RotationTable* table) {
+  const auto rows = std::make_shared<AngleRows>();
+  absl::flat_hash_map<int32_t, int32_t> row_of_position;
+  for (const int32_t slot_position : slots) {
+    const int32_t position = std::max(slot_position, 0);
+    const auto [found, is_new] =
+        row_of_position.try_emplace(position, static_cast<int32_t>(row_of_position.size()));
+    if (is_new) rows->Append(rope.inv_freq, position);
+    table->row_of_slot.push_back(found->second);
+  }
+  table->cosine = rows->cosine;
+  table->sine = rows->sine;
+  table->angles = rows;
 }
 
 }  // namespace
@@ -29,13 +66,10 @@ RotationTable BuildRotation(const RopeSpec& rope, const SlotPositions& slots) {
   table.layer_stride = slots.kv_heads * slots.tokens;
   table.head_stride = slots.kv_heads == 0 ? 0 : slots.tokens;
   table.row_of_slot.reserve(slots.positions.size());
-  absl::flat_hash_map<int32_t, int32_t> row_of_position;
-  for (const int32_t slot_position : slots.positions) {
-    const int32_t position = std::max(slot_position, 0);
-    const auto [found, is_new] =
-        row_of_position.try_emplace(position, static_cast<int32_t>(row_of_position.size()));
-    if (is_new) AppendRow(rope, position, &table);
-    table.row_of_slot.push_back(found->second);
+  if (rope.angles != nullptr && Dense(PositionsOf(slots.positions), slots.positions.size())) {
+    ShareRows(rope, slots.positions, &table);
+  } else {
+    MakeRows(rope, slots.positions, &table);
   }
   return table;
 }

@@ -167,14 +167,21 @@ RotationTable RotationOf(RopeLayout layout, int32_t bands, int64_t tokens) {
   RotationTable table;
   table.layout = layout;
   table.bands = bands;
+  struct Angles {
+    std::vector<float> cosine, sine;
+  };
+  const auto angles = std::make_shared<Angles>();
   for (int64_t position = 0; position < tokens; ++position) {
     table.row_of_slot.push_back(static_cast<int32_t>(position));
     for (int32_t band = 0; band < bands; ++band) {
       const double phase = position * std::pow(1e4, -double{1} * band / bands);
-      table.cosine.push_back(static_cast<float>(std::cos(phase)));
-      table.sine.push_back(static_cast<float>(std::sin(phase)));
+      angles->cosine.push_back(static_cast<float>(std::cos(phase)));
+      angles->sine.push_back(static_cast<float>(std::sin(phase)));
     }
   }
+  table.cosine = angles->cosine;
+  table.sine = angles->sine;
+  table.angles = angles;
   return table;
 }
 
