@@ -26,6 +26,7 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCuda(const BackendOptions& options)
   KVERN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
                          cuda::CudaBackend::Make({.device = options.device,
                                                   .scratch_bytes = options.scratch_bytes,
+                                                  .store_bytes = options.store_bytes,
                                                   .hang_seconds = options.hang_seconds}));
   return backend;
 }

@@ -18,6 +18,7 @@ struct BackendOptions {
   int threads = 0;                       // 0: one per core
   std::string device = "0";              // index or UUID: cuda only, as all below
   int64_t scratch_bytes = 0;  // reserved at start; 0: a quarter of what is free, <= 8 GiB
+  int64_t store_bytes = 0;    // reserved beside it, for what is allocated once and kept
   double hang_seconds = 10;   // a wait that takes longer finds the device lost
 };
 

@@ -61,7 +61,7 @@ std::string FormatUuid(const cudaUUID_t& uuid) {
 absl::StatusOr<std::unique_ptr<DeviceContext>> DeviceContext::Open(const DeviceOptions& options) {
   std::unique_ptr<DeviceContext> device(new DeviceContext(options.hang_seconds));
   KVERN_RETURN_IF_ERROR(device->Choose(options.device));
-  KVERN_RETURN_IF_ERROR(device->Reserve(options.scratch_bytes));
+  KVERN_RETURN_IF_ERROR(device->Reserve(options));
   return device;
 }
 
@@ -102,21 +102,24 @@ absl::Status DeviceContext::Choose(const std::string& device) {
       absl::StrCat("cuda: no device answered: got ", device, " among ", count));
 }
 
-absl::Status DeviceContext::Reserve(int64_t scratch_bytes) {
+absl::Status DeviceContext::Reserve(const DeviceOptions& options) {
   if (const cudaError_t error = cudaSetDevice(ordinal_); error != cudaSuccess) {
     return NoDevice(error);
   }
+  int64_t scratch_bytes = options.scratch_bytes;
   if (scratch_bytes <= 0) {
     size_t free = 0;
     size_t total = 0;
     KVERN_RETURN_IF_ERROR(Check(cudaMemGetInfo(&free, &total), "asking for free memory"));
-    scratch_bytes = std::min(kMostScratchBytes, static_cast<int64_t>(free / 4));
+    const int64_t left = std::max<int64_t>(0, static_cast<int64_t>(free) - options.store_bytes);
+    scratch_bytes = std::min(kMostScratchBytes, left / 4);
   }
-  void* scratch = nullptr;
-  KVERN_RETURN_IF_ERROR(Check(cudaMalloc(&scratch, static_cast<size_t>(scratch_bytes)),
-                              absl::StrCat("reserving ", scratch_bytes, " bytes")));
-  arena_ = std::make_unique<Arena>(static_cast<std::byte*>(scratch), scratch_bytes);
-  facts_.reserved_bytes = scratch_bytes;
+  const int64_t bytes = scratch_bytes + options.store_bytes;
+  void* reserved = nullptr;
+  KVERN_RETURN_IF_ERROR(Check(cudaMalloc(&reserved, static_cast<size_t>(bytes)),
+                              absl::StrCat("reserving ", bytes, " bytes")));
+  arena_ = std::make_unique<Arena>(static_cast<std::byte*>(reserved), bytes);
+  facts_.reserved_bytes = bytes;
   KVERN_RETURN_IF_ERROR(
       Check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"));
   for (cudaEvent_t* event : {&op_end_, &copy_end_}) {

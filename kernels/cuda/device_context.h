@@ -31,6 +31,7 @@ namespace kvern::cuda {
 struct DeviceOptions {
   std::string device = "0";    // index, or "GPU-xxxxxxxx-xxxx-..."
   int64_t scratch_bytes = 0;   // 0: a quarter of what is free, at most 8 GiB
+  int64_t store_bytes = 0;     // reserved beside it, for what is allocated once and kept
   double hang_seconds = 10.0;  // a wait that takes longer finds the device lost
 };
 
@@ -106,7 +107,7 @@ class DeviceContext {
  private:
   explicit DeviceContext(double hang_seconds) : hang_seconds_(hang_seconds) {}
   absl::Status Choose(const std::string& device);
-  absl::Status Reserve(int64_t scratch_bytes);
+  absl::Status Reserve(const DeviceOptions& options);
   Ask CopyAsk() const {
     return binder_ == std::this_thread::get_id() ? Ask::kBoundCheck : Ask::kNothing;
   }

@@ -40,11 +40,7 @@ absl::Status Decode(Backend& backend, const pipeline::ModelSpec& model,
   const int64_t layer_bytes = LayerBytes(info);
   dense->k.assign(layers * layer_bytes, std::byte{0});
   dense->v.assign(layers * layer_bytes, std::byte{0});
-  pipeline::PackedKv packed;
-  packed.blocks.assign(sequence.Blocks().begin(), sequence.Blocks().end());
-  packed.table = info.table;
-  packed.mean_key = info.mean_key;
-  packed.dtype = info.dtype;
+  const pipeline::PackedView packed = {sequence.Blocks(), info.table, info.mean_key, info.dtype};
   pipeline::UnpackTarget target;
   for (int64_t layer = 0; layer < layers; ++layer) {
     const auto view = [&](std::vector<std::byte>& bytes) {

@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
+#include "server/engine/copy_stored.h"
 #include "server/engine/decode_stored.h"
 #include "server/engine/failpoint.h"
 #include "server/engine/job_stop.h"
@@ -28,6 +29,22 @@ using memory::EngineLabel;
 constexpr int64_t kRememberedBytes = int64_t{256} << 20;  // of positions, over all sequences
 
 using SharedJob = std::shared_ptr<const CompressJob>;
+
+absl::StatusOr<std::unique_ptr<memory::StoreMemory>> MakeStoreMemory(
+    StorePlace place, const Limits& limits, const std::shared_ptr<Backend>& backend) {
+  const bool has_device = backend->Device().has_value();
+  if (place == StorePlace::kDevice && !has_device) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--store-memory: got device with the ", backend->Name(),
+                     " backend, which works on the host; want host or auto"));
+  }
+  if (place == StorePlace::kHost || !has_device) return memory::MapHostStore(limits.store_bytes);
+  auto memory = memory::AllocateDeviceStore(backend, limits.store_bytes);
+  if (!absl::IsResourceExhausted(memory.status())) return memory;
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "store: ", limits.store_bytes, " bytes do not fit the device; want fewer --store-bytes, or ",
+      "--store-memory host (", memory.status().message(), ")"));
+}
 
 }  // namespace
 
@@ -54,9 +71,12 @@ struct Engine::Impl {
   absl::StatusOr<std::unique_ptr<DeviceMapping>> Import(const DeviceHandle& handle) const;
   void Reject(const absl::Status& status);
   void TellEvictions();
+  // Runs `work` on the worker, bound to the deadline, and waits. Errors: as Compress.
+  absl::Status RunOnWorker(int64_t bytes, absl::Time deadline,
+                           const std::function<absl::Status()>& work);
 
   const Limits limits;
-  const std::unique_ptr<Backend> backend;
+  const std::shared_ptr<Backend> backend;  // a store on its device may outlive the engine
   EngineEvents* const events;
   ModelRegistry models;
   memory::AttachmentTable attachments;
@@ -68,6 +88,25 @@ struct Engine::Impl {
   std::atomic<int64_t> told_evictions{0};
   std::unique_ptr<WorkQueue> queue;  // last: its tasks use all of the above
 };
+
+absl::Status Engine::Impl::RunOnWorker(int64_t bytes, absl::Time deadline,
+                                       const std::function<absl::Status()>& work) {
+  const JobStop stop(deadline, nullptr, &shutdown);
+  const auto ended = std::make_shared<std::promise<absl::Status>>();
+  const auto end = [ended](absl::Status outcome) { ended->set_value(std::move(outcome)); };
+  WorkQueue::Task task;
+  task.bytes = bytes;
+  task.run = [&, end](absl::Duration) {
+    const BoundStop bound(*backend, &stop, nullptr);
+    const absl::Status wanted = stop.Check();
+    end(wanted.ok() ? work() : wanted);
+  };
+  task.refuse = end;
+  const absl::Status taken = queue->Submit(std::move(task));
+  if (taken.ok()) return ended->get_future().get();
+  Reject(taken);
+  return taken;
+}
 
 absl::Status Engine::Impl::DeviceStatus() const {
   const absl::Status health = backend->Health();
@@ -199,9 +238,11 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
   if (const char* failpoints = std::getenv("KVERN_FAILPOINTS")) {
     KVERN_RETURN_IF_ERROR(SetFailpoints(failpoints));
   }
+  const StorePlace store_place = options.store_place;
   auto impl = std::make_unique<Impl>(std::move(options));
-  KVERN_ASSIGN_OR_RETURN(impl->store,
-                         memory::Store::Create(impl->limits.store_bytes, impl->limits.sequences));
+  KVERN_ASSIGN_OR_RETURN(std::unique_ptr<memory::StoreMemory> memory,
+                         MakeStoreMemory(store_place, impl->limits, impl->backend));
+  impl->store = memory::Store::Create(std::move(memory), impl->limits.sequences);
   impl->attachments.OnClose([state = impl.get()](int64_t connection) {
     const int64_t expired = state->pools.ExpireConnection(connection);
     for (int64_t i = 0; state->events != nullptr && i < expired; ++i) {
@@ -255,27 +296,20 @@ absl::Status Engine::DecodeStored(const memory::StoredSequence& sequence, absl::
         absl::StrCat("decode: got ", dense_bytes, " bytes of k and v, want at most ",
                      impl_->limits.queued_bytes, " (--queued-bytes), or the packed form"));
   }
-  const JobStop stop(deadline, nullptr, &impl_->shutdown);
   DenseKv dense;
-  const auto ended = std::make_shared<std::promise<absl::Status>>();
-  const auto end = [ended](absl::Status outcome) { ended->set_value(std::move(outcome)); };
-  WorkQueue::Task task;
-  task.bytes = dense_bytes;
-  task.run = [&, end](absl::Duration) {
-    const BoundStop bound(*impl_->backend, &stop, nullptr);
-    const absl::Status wanted = stop.Check();
-    end(wanted.ok() ? DecodePacked(*impl_->backend, model->spec, sequence, &dense) : wanted);
-  };
-  task.refuse = end;
-  const absl::Status taken = impl_->queue->Submit(std::move(task));
-  if (!taken.ok()) {
-    impl_->Reject(taken);
-    return taken;
-  }
-  KVERN_RETURN_IF_ERROR(ended->get_future().get());
+  KVERN_RETURN_IF_ERROR(impl_->RunOnWorker(dense_bytes, deadline, [&] {
+    return DecodePacked(*impl_->backend, model->spec, sequence, &dense);
+  }));
   *k = std::move(dense.k);
   *v = std::move(dense.v);
   return absl::OkStatus();
+}
+
+absl::Status Engine::CopyStored(const memory::StoredSequence& from,
+                                const memory::StoredSequence& to, absl::Time deadline) {
+  KVERN_RETURN_IF_ERROR(impl_->DeviceStatus());
+  return impl_->RunOnWorker(/*bytes=*/0, deadline,
+                            [&] { return CopyTokens(*impl_->backend, from, to); });
 }
 
 bool Engine::Drain(absl::Duration patience) { return impl_->queue->Drain(patience); }
@@ -291,6 +325,9 @@ absl::string_view Engine::InstructionSet() const { return impl_->backend->Instru
 std::optional<DeviceFacts> Engine::Device() const { return impl_->backend->Device(); }
 
 absl::Status Engine::Health() const { return impl_->backend->Health(); }
+absl::Status Engine::StoreHealth() const {
+  return impl_->store->OnDevice() ? impl_->DeviceStatus() : absl::OkStatus();
+}
 
 EngineGauges Engine::Gauges() const {
   impl_->TellEvictions();

@@ -20,15 +20,21 @@
 
 namespace kvern::engine {
 
+// Where stored sequences lie.
+enum class StorePlace : uint8_t { kAuto, kHost, kDevice };  // kAuto: where the backend works
+
 struct EngineOptions {
   Limits limits;
   std::unique_ptr<Backend> backend;
+  StorePlace store_place = StorePlace::kAuto;
   EngineEvents* events = nullptr;  // not owned, may be null
 };
 
 // Thread-safe. One worker thread drives the backend (which spreads ops over its own threads).
 class Engine {
  public:
+  // Errors: InvalidArgument for StorePlace::kDevice on the host; ResourceExhausted where the store
+  // finds no room.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(EngineOptions options);
   ~Engine();
 
@@ -55,11 +61,17 @@ class Engine {
   EngineGauges Gauges() const;
   // Not ok for ever once the backend's device is lost: then no call is taken any more.
   absl::Status Health() const;
+  // Unavailable/DEVICE_LOST where the store lies on a device that is lost.
+  absl::Status StoreHealth() const;
 
   // Decodes a packed stored sequence into dense K and V [layers, kv_heads, num_tokens, head_dim] on
   // the worker. Errors: as Compress.
   absl::Status DecodeStored(const memory::StoredSequence& sequence, absl::Time deadline,
                             std::vector<std::byte>* k, std::vector<std::byte>* v);
+  // Copies the tokens of a dense stored sequence into the first slots of a longer one that is not
+  // yet published, on the worker. Errors: as Compress.
+  absl::Status CopyStored(const memory::StoredSequence& from, const memory::StoredSequence& to,
+                          absl::Time deadline);
 
   // Refuses new calls from now on; returns when the admitted ones ended or the time is up.
   // True when all ended.

@@ -58,7 +58,7 @@ pipeline::MoveTarget DenseTarget(const Placing& placing) {
 }
 
 void ReturnPacked(PlacingCohort cohort) {
-  auto packed = PackTokens(cohort, std::vector<std::vector<Float16>>(cohort.size()));
+  auto packed = PackTokens(cohort[0]->backend, PackTasks(cohort));
   for (size_t at = 0; at < cohort.size(); ++at) {
     Placing& placing = *cohort[at];
     placing.status = packed.status();
@@ -144,16 +144,19 @@ absl::Status MoveTokens(PlacingCohort cohort, std::vector<pipeline::MoveTarget> 
   }
 }
 
-absl::StatusOr<std::vector<pipeline::PackedKv>> PackTokens(
-    PlacingCohort cohort, const std::vector<std::vector<Float16>>& frozen_means) {
+std::vector<pipeline::PackTask> PackTasks(PlacingCohort cohort) {
   std::vector<pipeline::PackTask> tasks;
-  for (size_t at = 0; at < cohort.size(); ++at) {
-    const Placing& placing = *cohort[at];
-    tasks.push_back({&placing.source.input, &placing.policy, &placing.plan, frozen_means[at]});
+  for (const Placing* placing : cohort) {
+    tasks.push_back(
+        {.input = &placing->source.input, .policy = &placing->policy, .plan = &placing->plan});
   }
-  KVERN_ASSIGN_OR_RETURN(std::vector<pipeline::PackedKv> packed,
-                         pipeline::Pack(cohort[0]->backend, tasks));
-  KVERN_RETURN_IF_ERROR(cohort[0]->backend.Finish());
+  return tasks;
+}
+
+absl::StatusOr<std::vector<pipeline::PackedKv>> PackTokens(
+    Backend& backend, std::span<const pipeline::PackTask> tasks) {
+  KVERN_ASSIGN_OR_RETURN(std::vector<pipeline::PackedKv> packed, pipeline::Pack(backend, tasks));
+  KVERN_RETURN_IF_ERROR(backend.Finish());
   return packed;
 }
 

@@ -62,10 +62,11 @@ void WriteToStore(PlacingCohort cohort, memory::Store& store);
 std::vector<Placing*> Unharmed(PlacingCohort cohort);
 // Moves the kept tokens to `targets`, one per sequence, and waits for them.
 absl::Status MoveTokens(PlacingCohort cohort, std::vector<pipeline::MoveTarget> targets);
-// Packs the kept tokens, by the frozen mean keys of the sequences that have one, and waits for
-// them.
+// What packs the kept tokens, one per sequence.
+std::vector<pipeline::PackTask> PackTasks(PlacingCohort cohort);
+// Runs them and waits for them.
 absl::StatusOr<std::vector<pipeline::PackedKv>> PackTokens(
-    PlacingCohort cohort, const std::vector<std::vector<Float16>>& frozen_means);
+    Backend& backend, std::span<const pipeline::PackTask> tasks);
 
 // Publishes what WriteToStore wrote: under the id of a stored source in its stead, else under the
 // job's sequence_id. Errors: AlreadyExists; Aborted/EPOCH_MISMATCH; ResourceExhausted. Nothing

@@ -128,7 +128,7 @@ void DescribePlan(const BoundSource& source, const pipeline::ResolvedPolicy& pol
 
 void DescribePacked(SequenceResult* result) {
   if (!result->packed) return;
-  result->bytes_after = result->packed->Bytes();
+  result->bytes_after = result->moved_bytes;
   result->k_error = RelativeError(result->packed->k_counts);
   result->v_error = RelativeError(result->packed->v_counts);
   result->nonfinite_values =

@@ -1,6 +1,5 @@
 // TO_STORE: the result becomes a stored sequence that nobody sees before it is whole.
 #include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -62,30 +61,52 @@ std::vector<Float16> FrozenMean(const Placing& placing, const Store& store,
   return (*earlier)->Info().mean_key;
 }
 
-absl::Status StorePacked(Placing& placing, Store& store, pipeline::PackedKv packed) {
+// A sequence on its way into blocks of the store.
+struct Packing {
+  std::vector<Float16> frozen_mean;
+  pipeline::PackRoom room;  // of placing.stored
+};
+
+absl::StatusOr<Packing> StorePacked(Placing& placing, Store& store) {
   StoredInfo info = InfoOf(placing);
-  info.table = packed.table;
-  info.mean_key = packed.mean_key;
-  const auto block_bytes = static_cast<int64_t>(packed.blocks.size());
+  Packing packing;
+  packing.frozen_mean = FrozenMean(placing, store, info);
+  int64_t block_bytes = 0;
+  info.table = pipeline::PlanPackedTable(placing.source.input, placing.policy,
+                                         placing.plan.counts.counts, &block_bytes);
   KVERN_ASSIGN_OR_RETURN(placing.stored, store.AllocatePacked(std::move(info), block_bytes));
-  if (block_bytes > 0) {
-    std::memcpy(placing.stored->Blocks().data(), packed.blocks.data(), packed.blocks.size());
-  }
-  placing.result.moved_bytes = packed.Bytes();
-  placing.result.packed = std::move(packed);  // the report reads its counts, then drops it
-  return absl::OkStatus();
+  packing.room = {placing.stored->Info().table, placing.stored->Blocks()};
+  return packing;
+}
+
+// The report reads what the blocks cost and lose.
+void DescribeStored(Placing& placing, pipeline::PackedKv packed) {
+  placing.stored->SetMeanKey(packed.mean_key);
+  const StoredInfo& info = placing.stored->Info();
+  placing.result.moved_bytes =
+      pipeline::PackedView{placing.stored->Blocks(), info.table, info.mean_key, info.dtype}.Bytes();
+  placing.result.packed = std::move(packed);
 }
 
 void WritePacked(PlacingCohort cohort, Store& store) {
-  std::vector<std::vector<Float16>> frozen;
-  for (const Placing* placing : cohort) {
-    frozen.push_back(FrozenMean(*placing, store, InfoOf(*placing)));
+  std::vector<Packing> packings;
+  packings.reserve(cohort.size());
+  for (Placing* placing : cohort) {
+    auto packing = StorePacked(*placing, store);
+    placing->status = packing.status();
+    if (packing.ok()) packings.push_back(*std::move(packing));
   }
-  auto packed = PackTokens(cohort, frozen);
-  for (size_t at = 0; at < cohort.size(); ++at) {
-    Placing& placing = *cohort[at];
-    placing.status =
-        packed.ok() ? StorePacked(placing, store, std::move((*packed)[at])) : packed.status();
+  const std::vector<Placing*> moving = Unharmed(cohort);
+  if (moving.empty()) return;
+  std::vector<pipeline::PackTask> tasks = PackTasks(moving);
+  for (size_t at = 0; at < moving.size(); ++at) {
+    tasks[at].frozen_mean = packings[at].frozen_mean;
+    tasks[at].room = &packings[at].room;
+  }
+  auto packed = PackTokens(moving[0]->backend, tasks);
+  for (size_t at = 0; at < moving.size(); ++at) {
+    moving[at]->status = packed.status();
+    if (packed.ok()) DescribeStored(*moving[at], std::move((*packed)[at]));
   }
 }
 
@@ -123,6 +144,9 @@ void WriteToStore(PlacingCohort cohort, Store& store) {
     WritePacked(cohort, store);
   } else {
     WriteDense(cohort, store);
+  }
+  for (Placing* placing : cohort) {
+    if (!placing->status.ok()) placing->stored.reset();  // room for those that try again
   }
 }
 

@@ -55,7 +55,14 @@ void AddLimits(CLI::App& app, Limits& limits) {
   }
 }
 
-void AddDevice(CLI::App& app, BackendOptions& backend) {
+// Values that are words of a list.
+struct Words {
+  std::string log_format = "text";
+  std::string log_level = "info";
+  std::string store_memory = "auto";
+};
+
+void AddDevice(CLI::App& app, BackendOptions& backend, Words& words) {
   AddFlagWithValue(app, "device", backend.device, "GPU of the cuda backend: its index or UUID")
       ->group("Device")
       ->capture_default_str();
@@ -67,17 +74,17 @@ void AddDevice(CLI::App& app, BackendOptions& backend) {
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 48))
       ->group("Device")
       ->capture_default_str();
+  AddFlagWithValue(app, "store-memory", words.store_memory,
+                   "Where stored sequences lie: host, device, or auto (the device if there is one)")
+      ->check(CLI::IsMember({"auto", "host", "device"}))
+      ->group("Device")
+      ->capture_default_str();
   AddFlagWithValue(app, "hang-seconds", backend.hang_seconds,
                    "A device that does not finish its work in this time is lost")
       ->check(CLI::Range(0.1, 3600.0))
       ->group("Device")
       ->capture_default_str();
 }
-
-struct Words {
-  std::string log_format = "text";
-  std::string log_level = "info";
-};
 
 void AddServing(CLI::App& app, Config& config, Words& words) {
   AddFlagWithValue(app, "listen", config.listen,
@@ -134,6 +141,10 @@ void ApplyWords(const Words& words, Config& config) {
                                                   {"error", LogLevel::kError}};
   config.log_level = levels.at(words.log_level);
   if (words.log_format == "json") config.log_format = telemetry::LogFormat::kJson;
+  using engine::StorePlace;
+  const std::map<std::string, StorePlace> places = {
+      {"auto", StorePlace::kAuto}, {"host", StorePlace::kHost}, {"device", StorePlace::kDevice}};
+  config.store_place = places.at(words.store_memory);
 }
 
 }  // namespace
@@ -165,7 +176,7 @@ absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arg
       ->configurable(false);
   AddServing(app, config, words);
   AddTls(app, config);
-  AddDevice(app, config.backend);
+  AddDevice(app, config.backend, words);
   AddLimits(app, config.limits);
   std::vector<std::string> reversed;
   for (auto argument = arguments.rbegin(); argument != arguments.rend(); ++argument) {
@@ -201,6 +212,12 @@ absl::Status CheckConfig(const Config& config) {
   }
   if (!config.tls.client_ca.empty() && config.tls.cert.empty()) {
     return absl::InvalidArgumentError("--tls-client-ca: want --tls-cert and --tls-key too");
+  }
+  const bool on_host = config.backend.name == "ref" || config.backend.name == "cpu";
+  if (config.store_place == engine::StorePlace::kDevice && on_host) {
+    return absl::InvalidArgumentError(absl::StrCat("--store-memory: got device with --backend ",
+                                                   config.backend.name,
+                                                   ", which works on the host; want host or auto"));
   }
   for (const std::string& address : config.listen) {
     if (absl::StartsWith(address, "unix:")) {

@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backends.h"
+#include "server/engine/engine.h"
 #include "server/memory/limits.h"
 #include "server/telemetry/call_log.h"
 
@@ -22,6 +23,7 @@ struct Config {
   std::vector<std::string> listen;  // "unix:PATH" or "HOST:PORT"
   std::string metrics_listen;       // HOST:PORT; empty: none
   BackendOptions backend;
+  engine::StorePlace store_place = engine::StorePlace::kAuto;
   std::string models_dir;  // calibrations loaded at start; empty: none
   telemetry::LogFormat log_format = telemetry::LogFormat::kText;
   telemetry::LogLevel log_level = telemetry::LogLevel::kInfo;
@@ -43,8 +45,8 @@ std::string DefaultSocketPath();
 // Flags win over --config. Errors: InvalidArgument with one line that says what to change.
 absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arguments);
 
-// What no single flag can see: TCP off loopback needs TLS or --insecure, TLS needs both files, at
-// least one listener. Errors: InvalidArgument.
+// What no single flag can see: TCP off loopback needs TLS or --insecure, TLS needs both files, a
+// store on a device needs a backend with one. Errors: InvalidArgument.
 absl::Status CheckConfig(const Config& config);
 
 // True for 127.0.0.0/8, [::1] and localhost.

@@ -29,6 +29,8 @@ absl::StatusOr<std::unique_ptr<InProcessServer>> InProcessServer::Start(
   auto state = std::make_unique<State>();
   engine::EngineOptions engine_options;
   engine_options.limits = limits;
+  // A cache that comes from a file and goes into one: a device may have no room for all of it.
+  engine_options.store_place = engine::StorePlace::kHost;
   KVERN_ASSIGN_OR_RETURN(engine_options.backend, MakeBackend(backend));
   KVERN_ASSIGN_OR_RETURN(state->engine, engine::Engine::Create(std::move(engine_options)));
 

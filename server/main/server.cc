@@ -59,6 +59,18 @@ std::string FirstSocket(const Config& config) {
   return "";
 }
 
+// A device reserves what the store will take of it.
+absl::StatusOr<ChosenBackend> ChooseWithStore(const Config& config) {
+  BackendOptions options = config.backend;
+  if (config.store_place == engine::StorePlace::kHost) return ChooseBackend(options);
+  options.store_bytes = config.limits.store_bytes;
+  auto chosen = ChooseBackend(options);
+  if (!absl::IsResourceExhausted(chosen.status())) return chosen;
+  return absl::ResourceExhaustedError(absl::StrCat(
+      chosen.status().message(), ", of which --store-bytes takes ", options.store_bytes,
+      "; want fewer of them, fewer --scratch-bytes, or --store-memory host"));
+}
+
 struct Listening {
   std::string address;
   int port = 0;  // of TCP, filled by BuildAndStart
@@ -108,7 +120,8 @@ absl::Status Server::State::StartEngine() {
   engine::EngineOptions options;
   options.limits = config.limits;
   options.events = &metrics.Engine();
-  KVERN_ASSIGN_OR_RETURN(ChosenBackend chosen, ChooseBackend(config.backend));
+  options.store_place = config.store_place;
+  KVERN_ASSIGN_OR_RETURN(ChosenBackend chosen, ChooseWithStore(config));
   options.backend = std::move(chosen.backend);
   backend_reason = std::move(chosen.reason);
   KVERN_ASSIGN_OR_RETURN(engine, engine::Engine::Create(std::move(options)));
@@ -251,7 +264,8 @@ std::string Server::Summary() const {
       "kvernd ", Version(), " (", Commit(), ") serves on ", absl::StrJoin(Addresses(), ", "),
       "; backend ", std::string(engine.BackendName()), "/", std::string(engine.InstructionSet()),
       ", ", ThreadsOf(state_->config.backend), " threads, store ",
-      state_->config.limits.store_bytes >> 20, " MiB");
+      state_->config.limits.store_bytes >> 20, " MiB",
+      state_->engine->Store().OnDevice() ? " of the device" : "");
   if (!state_->backend_reason.empty()) absl::StrAppend(&line, " (", state_->backend_reason, ")");
   if (MetricsPort() != 0) absl::StrAppend(&line, "; metrics on port ", MetricsPort());
   return line;

@@ -75,8 +75,17 @@ class PagedSequence final : public StoredSequence {
   std::span<std::byte> Blocks() const override {
     KVERN_CHECK(packed_);
     if (runs_.empty()) return {};
-    return {arena_->Data() + runs_.front().first * arena_->PageBytes(),
-            static_cast<size_t>(packed_bytes_)};
+    return {arena_->Page(runs_.front().first), static_cast<size_t>(packed_bytes_)};
+  }
+  void SetMeanKey(std::vector<Float16> mean_key) override { info_.mean_key = std::move(mean_key); }
+
+  absl::Status CopyIn(std::span<const std::byte> host, std::byte* at) const override {
+    KVERN_CHECK(Holds(at, std::ssize(host)));
+    return arena_->Memory().CopyIn(host, at);
+  }
+  absl::Status CopyOut(const std::byte* at, std::span<std::byte> host) const override {
+    KVERN_CHECK(Holds(at, std::ssize(host)));
+    return arena_->Memory().CopyOut(at, host);
   }
 
   int64_t StoredBytes() const override {
@@ -88,6 +97,16 @@ class PagedSequence final : public StoredSequence {
   const std::vector<PageRun>& Runs() const { return runs_; }
 
  private:
+  bool Holds(const std::byte* at, int64_t bytes) const {
+    const int64_t offset = at - arena_->Page(0);
+    const auto after = std::upper_bound(
+        runs_.begin(), runs_.end(), offset,
+        [&](int64_t value, const auto& run) { return value < run.first * arena_->PageBytes(); });
+    if (bytes == 0) return true;
+    if (after == runs_.begin()) return false;
+    const PageRun& run = *std::prev(after);
+    return bytes <= (run.first + run.count) * arena_->PageBytes() - offset;
+  }
   KvRef ViewOf(int64_t layer_slot, Role role) const {
     KVERN_CHECK(!packed_);
     KVERN_CHECK(layer_slot >= 0 && layer_slot < static_cast<int64_t>(info_.layer_indices.size()));
@@ -99,7 +118,7 @@ class PagedSequence final : public StoredSequence {
     ref.head_dim = info_.head_dim;
     ref.tokens = info_.num_tokens;
     ref.block_tokens = kStoreBlockTokens;
-    ref.base = arena_->Data();
+    ref.base = arena_->Page(0);
     ref.strides = {arena_->PageBytes(), kStoreBlockTokens * row_bytes, row_bytes,
                    SizeOf(info_.dtype)};
     ref.block_ids = block_ids_.data() + (layer_slot * 2 + static_cast<int64_t>(role)) * blocks;
@@ -107,10 +126,10 @@ class PagedSequence final : public StoredSequence {
     return ref;
   }
 
-  const StoredInfo info_;
+  StoredInfo info_;
   const std::shared_ptr<PageArena> arena_;  // outlives the store for late holders
-  const std::vector<PageRun> runs_;
-  std::vector<uint32_t> block_ids_;  // [layers, 2 roles, blocks], in pages
+  const std::vector<PageRun> runs_;         // ascending
+  std::vector<uint32_t> block_ids_;         // [layers, 2 roles, blocks], in pages
   bool packed_ = false;
   int64_t packed_bytes_ = 0;
 };
@@ -133,6 +152,7 @@ class PagedStore final : public Store {
   bool Release(const std::string& id) override;
   bool IsReleased(const std::string& id) const override;
 
+  bool OnDevice() const override { return arena_->Memory().OnDevice(); }
   int64_t CapacityBytes() const override { return arena_->CapacityBytes(); }
   int64_t UsedBytes() const override { return arena_->UsedBytes(); }
   int64_t Evictions() const override {
@@ -152,6 +172,8 @@ class PagedStore final : public Store {
   // once.
   std::vector<Entries::iterator> Evictable() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Evict(std::span<const Entries::iterator> victims) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::StatusOr<std::vector<PageRun>> FindRoom(const PageDemand& demand)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<std::vector<PageRun>> MakeRoom(const PageDemand& demand)
       ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status Replace(Entries::iterator entry, std::shared_ptr<StoredSequence>* sequence,
@@ -183,7 +205,7 @@ void PagedStore::Evict(std::span<const Entries::iterator> victims) {
   evictions_ += static_cast<int64_t>(ids.size());
 }
 
-absl::StatusOr<std::vector<PageRun>> PagedStore::MakeRoom(const PageDemand& demand) {
+absl::StatusOr<std::vector<PageRun>> PagedStore::FindRoom(const PageDemand& demand) {
   if (demand.pieces == 0) return std::vector<PageRun>();
   const absl::MutexLock lock(&mutex_);
   std::vector<PageRun> runs = arena_->Take(demand.piece_pages, demand.pieces);
@@ -208,6 +230,14 @@ absl::StatusOr<std::vector<PageRun>> PagedStore::MakeRoom(const PageDemand& dema
   return absl::ResourceExhaustedError(absl::StrCat(
       "store: ", demand.pieces, " pieces of ", demand.piece_pages * arena_->PageBytes(),
       " bytes do not fit beside what is in use; capacity is ", arena_->CapacityBytes(), " bytes"));
+}
+
+absl::StatusOr<std::vector<PageRun>> PagedStore::MakeRoom(const PageDemand& demand) {
+  KVERN_ASSIGN_OR_RETURN(std::vector<PageRun> runs, FindRoom(demand));
+  const absl::Status cleared = arena_->Clear(runs);
+  if (cleared.ok()) return runs;
+  arena_->Free(runs);
+  return cleared;
 }
 
 absl::StatusOr<std::shared_ptr<StoredSequence>> PagedStore::AllocateDense(StoredInfo info) {
@@ -337,10 +367,9 @@ bool PagedStore::IsReleased(const std::string& id) const {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Store>> Store::Create(int64_t capacity_bytes,
-                                                     int64_t max_sequences) {
-  KVERN_ASSIGN_OR_RETURN(std::shared_ptr<PageArena> arena, PageArena::Create(capacity_bytes));
-  return std::unique_ptr<Store>(std::make_unique<PagedStore>(std::move(arena), max_sequences));
+std::unique_ptr<Store> Store::Create(std::unique_ptr<StoreMemory> memory, int64_t max_sequences) {
+  return std::make_unique<PagedStore>(std::make_shared<PageArena>(std::move(memory)),
+                                      max_sequences);
 }
 
 }  // namespace kvern::memory

@@ -1,4 +1,4 @@
-// The resident store: sequences in pages of one anonymous mapping whose size is fixed at start.
+// The resident store: sequences in pages of one piece of memory whose size is fixed at start.
 #ifndef KVERN_SERVER_MEMORY_STORE_H_
 #define KVERN_SERVER_MEMORY_STORE_H_
 
@@ -15,6 +15,8 @@
 #include "absl/synchronization/mutex.h"
 #include "kernels/base/kv_ref.h"
 #include "kernels/base/packed_layout.h"
+#include "server/memory/byte_access.h"
+#include "server/memory/store_memory.h"
 
 namespace kvern::memory {
 
@@ -40,10 +42,11 @@ struct StoredInfo {
   std::vector<Float16> mean_key;  // packed with rm
 };
 
-// A stored sequence's bytes: pages of the store, freed (and zeroed) when the last holder lets go.
-class StoredSequence {
+// A stored sequence's bytes: pages of the store, freed when the last holder lets go and zero when
+// they are given out again. Keys, Values and Blocks are addresses for ops of the backend; where the
+// store lies on a device the host cannot follow them, and goes through CopyIn and CopyOut.
+class StoredSequence : public ByteAccess {
  public:
-  virtual ~StoredSequence() = default;
   virtual const StoredInfo& Info() const = 0;
   virtual bool Packed() const = 0;
   // Dense sequences: views of one layer, paged over the store.
@@ -51,20 +54,21 @@ class StoredSequence {
   virtual KvRef Values(int64_t layer_slot) const = 0;
   // Packed sequences: the blocks, contiguous.
   virtual std::span<std::byte> Blocks() const = 0;
+  // The mean key that encoding into Blocks() found. Before Publish only.
+  virtual void SetMeanKey(std::vector<Float16> mean_key) = 0;
   virtual int64_t StoredBytes() const = 0;  // pages held, in bytes
 };
 
 // Thread-safe.
 class Store {
  public:
-  // Maps `capacity_bytes` of anonymous memory (lazily touched). Errors: ResourceExhausted;
-  // InvalidArgument below one page or above 2^32 - 1 pages.
-  static absl::StatusOr<std::unique_ptr<Store>> Create(int64_t capacity_bytes,
-                                                       int64_t max_sequences);
+  // Sequences keep the memory beyond the store.
+  static std::unique_ptr<Store> Create(std::unique_ptr<StoreMemory> memory, int64_t max_sequences);
   virtual ~Store() = default;
 
   // Room for a sequence that is filled by the caller and then committed. Evicts released sequences,
-  // least recently used first, until it fits. Errors: ResourceExhausted; nothing changes then.
+  // least recently used first, until it fits. Its bytes are zero. Errors: ResourceExhausted,
+  // nothing changes then; of the backend that zeroes pages on a device.
   virtual absl::StatusOr<std::shared_ptr<StoredSequence>> AllocateDense(StoredInfo info) = 0;
   virtual absl::StatusOr<std::shared_ptr<StoredSequence>> AllocatePacked(StoredInfo info,
                                                                          int64_t block_bytes) = 0;
@@ -88,6 +92,7 @@ class Store {
   virtual bool Release(const std::string& id) = 0;
   virtual bool IsReleased(const std::string& id) const = 0;
 
+  virtual bool OnDevice() const = 0;
   virtual int64_t CapacityBytes() const = 0;
   virtual int64_t UsedBytes() const = 0;
   virtual int64_t Evictions() const = 0;

@@ -40,9 +40,7 @@ class Packing {
   absl::Status Begin(RotationTables* rotations) {
     const SequenceInput& input = Input();
     if (!input.keys.empty()) packed_.dtype = input.keys[0].dtype;
-    int64_t total_bytes = 0;
-    packed_.table = PlanPackedTable(input, *task_.policy, task_.plan->counts.counts, &total_bytes);
-    packed_.blocks.resize(total_bytes);
+    MakeRoom();
     if (!RemovesMean() && !Renumbers()) return absl::OkStatus();
     KVERN_RETURN_IF_ERROR(CheckRope(input));
     rotation_ = task_.plan->rotation != nullptr ? task_.plan->rotation : rotations->Of(input);
@@ -93,6 +91,13 @@ class Packing {
 
  private:
   const SequenceInput& Input() const { return *task_.input; }
+  void MakeRoom() {
+    if (task_.room != nullptr) return;
+    int64_t total_bytes = 0;
+    packed_.table =
+        PlanPackedTable(Input(), *task_.policy, task_.plan->counts.counts, &total_bytes);
+    packed_.blocks.resize(total_bytes);
+  }
   bool RemovesMean() const {
     return (task_.policy->codecs.k.flags & kFlagRopeMean) != 0 && Input().Tokens() > 0;
   }
@@ -112,14 +117,14 @@ class Packing {
 
   // Room and the rows of one role of the table, where keys come first.
   EncodeArgs Coded(Role role) {
-    const auto first_value = std::find_if(
-        packed_.table.begin(), packed_.table.end(),
-        [](const PackedRow& row) { return row.role == static_cast<int64_t>(Role::kValue); });
-    const size_t keys = first_value - packed_.table.begin();
-    const std::span<const PackedRow> table(packed_.table);
+    const std::span<const PackedRow> table = task_.room ? task_.room->table : packed_.table;
+    const auto first_value = std::find_if(table.begin(), table.end(), [](const PackedRow& row) {
+      return row.role == static_cast<int64_t>(Role::kValue);
+    });
+    const size_t keys = first_value - table.begin();
     EncodeArgs args;
     args.table = role == Role::kKey ? table.first(keys) : table.subspan(keys);
-    args.packed = packed_.blocks;
+    args.packed = task_.room ? task_.room->blocks : std::span(packed_.blocks);
     return args;
   }
 

@@ -75,7 +75,17 @@ absl::StatusOr<std::vector<KeepOutcome>> PlanKeep(Backend& backend,
 absl::StatusOr<KeepPlan> PlanKeep(Backend& backend, const SequenceInput& input,
                                   const ResolvedPolicy& policy);
 
-// A packed sequence: the bytes of ruling 13.
+// A packed sequence to read, the bytes of ruling 13; `blocks` may lie where only ops reach them.
+struct PackedView {
+  std::span<const std::byte> blocks;
+  std::span<const PackedRow> table;
+  std::span<const Float16> mean_key;
+  DType dtype = DType::kBF16;
+  int64_t Bytes() const {
+    return static_cast<int64_t>(blocks.size() + table.size_bytes() + mean_key.size_bytes());
+  }
+};
+// One that owns them. Packed into room of the caller, it has neither blocks nor table.
 struct PackedKv {
   std::vector<std::byte> blocks;
   std::vector<PackedRow> table;
@@ -83,10 +93,14 @@ struct PackedKv {
   DType dtype = DType::kBF16;
   EncodeCounts k_counts;
   EncodeCounts v_counts;
-  int64_t Bytes() const {
-    return static_cast<int64_t>(blocks.size() + table.size() * sizeof(PackedRow) +
-                                mean_key.size() * sizeof(Float16));
-  }
+  operator PackedView() const { return {blocks, table, mean_key, dtype}; }
+  int64_t Bytes() const { return PackedView(*this).Bytes(); }
+};
+// Where the caller wants the blocks of a table that PlanPackedTable made for the very task:
+// `blocks` has the bytes it told, all zero, and may be memory of the backend. Borrowed.
+struct PackRoom {
+  std::span<const PackedRow> table;
+  std::span<std::byte> blocks;
 };
 // Table and offsets for given counts: K before V, layers, heads, slots ascending.
 std::vector<PackedRow> PlanPackedTable(const SequenceInput& input, const ResolvedPolicy& policy,
@@ -98,6 +112,7 @@ struct PackTask {
   const KeepPlan* plan = nullptr;
   // Same form as mean_key: used instead of a new mean when not empty (ruling 12).
   std::span<const Float16> frozen_mean = {};
+  const PackRoom* room = nullptr;  // null: PackedKv owns blocks and table
 };
 absl::StatusOr<std::vector<PackedKv>> Pack(Backend& backend, std::span<const PackTask> cohort);
 // A cohort of one.
@@ -112,7 +127,7 @@ struct UnpackTarget {
   std::vector<KvRef> keys;
   std::vector<KvRef> values;
 };
-absl::Status Unpack(Backend& backend, const ModelSpec& model, const PackedKv& packed,
+absl::Status Unpack(Backend& backend, const ModelSpec& model, const PackedView& packed,
                     const std::vector<int32_t>& positions, const UnpackTarget& target);
 
 // Where kept K and V go, one view per layer: dense return, fresh blocks or in place (the memory of

@@ -34,7 +34,7 @@ absl::Status CheckModel(const ModelSpec& model) {
   return absl::OkStatus();
 }
 
-absl::Status CheckViews(const ModelSpec& model, const PackedKv& packed,
+absl::Status CheckViews(const ModelSpec& model, const PackedView& packed,
                         const std::vector<KvRef>& views) {
   for (const KvRef& view : views) {
     if (view.kv_heads != model.kv_heads) return Wrong("kv_heads", view.kv_heads, model.kv_heads);
@@ -73,7 +73,7 @@ absl::StatusOr<std::vector<int64_t>> CountsOf(const std::vector<int32_t>& positi
 // Rows of one (role, layer, kv_head) are consumed slot by slot.
 class TableWalk {
  public:
-  TableWalk(const ModelSpec& model, const PackedKv& packed) : model_(model), packed_(packed) {}
+  TableWalk(const ModelSpec& model, const PackedView& packed) : model_(model), packed_(packed) {}
 
   // `where` names role, layer and kv_head.
   absl::Status Consume(const PackedRow& where, int64_t count) {
@@ -164,13 +164,13 @@ class TableWalk {
   }
 
   const ModelSpec& model_;
-  const PackedKv& packed_;
+  const PackedView packed_;
   size_t next_ = 0;
   int64_t end_ = 0;  // of the block before
   bool uses_mean_ = false;
 };
 
-absl::Status CheckMeanKey(const ModelSpec& model, const PackedKv& packed, int64_t rows) {
+absl::Status CheckMeanKey(const ModelSpec& model, const PackedView& packed, int64_t rows) {
   const int64_t got = static_cast<int64_t>(packed.mean_key.size());
   if (got != rows * model.head_dim) return Wrong("packed_mu values", got, rows * model.head_dim);
   if (model.rope.Bands() > 0) return absl::OkStatus();
@@ -181,7 +181,7 @@ absl::Status CheckMeanKey(const ModelSpec& model, const PackedKv& packed, int64_
 
 class Unpacker {
  public:
-  Unpacker(const ModelSpec& model, const PackedKv& packed, const UnpackTarget& target)
+  Unpacker(const ModelSpec& model, const PackedView& packed, const UnpackTarget& target)
       : model_(model), packed_(packed), target_(target) {}
 
   absl::Status Check(const std::vector<int32_t>& positions) {
@@ -213,7 +213,7 @@ class Unpacker {
       mean = DenseView(packed_.mean_key.data(), Layers(), int64_t{model_.kv_heads},
                        int64_t{model_.head_dim});
     }
-    const std::span<const PackedRow> table(packed_.table);
+    const std::span<const PackedRow> table = packed_.table;
     const DecodeArgs roles[] = {{.packed = packed_.blocks,
                                  .table = table.first(key_rows_),
                                  .mean_key = mean,
@@ -252,7 +252,7 @@ class Unpacker {
   }
 
   const ModelSpec& model_;
-  const PackedKv& packed_;
+  const PackedView packed_;
   const UnpackTarget& target_;
   std::vector<int64_t> counts_;  // [layers, kv_heads]
   size_t key_rows_ = 0;          // rows of the table that are keys
@@ -261,7 +261,7 @@ class Unpacker {
 
 }  // namespace
 
-absl::Status Unpack(Backend& backend, const ModelSpec& model, const PackedKv& packed,
+absl::Status Unpack(Backend& backend, const ModelSpec& model, const PackedView& packed,
                     const std::vector<int32_t>& positions, const UnpackTarget& target) {
   Unpacker unpacker(model, packed, target);
   KVERN_RETURN_IF_ERROR(unpacker.Check(positions));

@@ -9,10 +9,12 @@
 
 namespace kvern::rpc {
 
-DenseBytes::DenseBytes(std::vector<KvRef> layers) : DenseBytes(std::move(layers), /*tokens=*/-1) {}
+DenseBytes::DenseBytes(std::vector<KvRef> layers, const memory::ByteAccess& access)
+    : DenseBytes(std::move(layers), access, /*tokens=*/-1) {}
 
-DenseBytes::DenseBytes(std::vector<KvRef> layers, int64_t tokens)
+DenseBytes::DenseBytes(std::vector<KvRef> layers, const memory::ByteAccess& access, int64_t tokens)
     : layers_(std::move(layers)),
+      access_(access),
       tokens_(tokens >= 0 || layers_.empty() ? std::max<int64_t>(tokens, 0) : layers_[0].tokens),
       tail_(tokens >= 0) {
   if (layers_.empty()) return;
@@ -39,27 +41,29 @@ DenseBytes::Run DenseBytes::RunAt(int64_t offset, int64_t bytes) const {
   return {layer.Address(head, slot) + in_row, std::min(bytes, rows * row_bytes_ - in_row)};
 }
 
-void DenseBytes::Write(int64_t offset, std::span<const std::byte> bytes) const {
+absl::Status DenseBytes::Write(int64_t offset, std::span<const std::byte> bytes) const {
   while (!bytes.empty()) {
     const Run run = RunAt(offset, static_cast<int64_t>(bytes.size()));
     KVERN_CHECK(run.data != nullptr);  // what is written has all tokens or is a tail
-    std::memcpy(run.data, bytes.data(), run.bytes);
+    KVERN_RETURN_IF_ERROR(access_.CopyIn(bytes.first(run.bytes), run.data));
     bytes = bytes.subspan(run.bytes);
     offset += run.bytes;
   }
+  return absl::OkStatus();
 }
 
-void DenseBytes::Read(int64_t offset, std::span<std::byte> bytes) const {
+absl::Status DenseBytes::Read(int64_t offset, std::span<std::byte> bytes) const {
   while (!bytes.empty()) {
     const Run run = RunAt(offset, static_cast<int64_t>(bytes.size()));
     if (run.data == nullptr) {
       std::memset(bytes.data(), 0, run.bytes);
     } else {
-      std::memcpy(bytes.data(), run.data, run.bytes);
+      KVERN_RETURN_IF_ERROR(access_.CopyOut(run.data, bytes.first(run.bytes)));
     }
     bytes = bytes.subspan(run.bytes);
     offset += run.bytes;
   }
+  return absl::OkStatus();
 }
 
 void CopyTokens(const std::vector<KvRef>& from, const std::vector<KvRef>& to) {

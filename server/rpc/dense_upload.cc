@@ -30,7 +30,8 @@ absl::Status DenseUpload::Add(const v1::Chunk& chunk) {
   KVERN_RETURN_IF_ERROR(CheckCount(data, bytes, kMaxChunkBytes, "bytes"));
   KVERN_RETURN_IF_ERROR(CheckCount(data, bytes, part.target.Size() - part.received_bytes,
                                    "bytes beyond those that came"));
-  part.target.Write(part.received_bytes, std::as_bytes(std::span(chunk.data())));
+  KVERN_RETURN_IF_ERROR(
+      part.target.Write(part.received_bytes, std::as_bytes(std::span(chunk.data()))));
   part.received_bytes += bytes;
   return absl::OkStatus();
 }

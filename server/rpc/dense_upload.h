@@ -16,7 +16,7 @@ class DenseUpload {
  public:
   DenseUpload(DenseBytes keys, DenseBytes values);
   // Errors: InvalidArgument for an unknown part, a gap, too large a chunk or more bytes than the
-  // header announced.
+  // header announced; of the memory written to.
   absl::Status Add(const v1::Chunk& chunk);
   // Errors: InvalidArgument when bytes are missing.
   absl::Status CheckComplete() const;

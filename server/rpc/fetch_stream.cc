@@ -63,6 +63,7 @@ absl::Status FetchStream::Open(const v1::FetchSequenceRequest& request) {
                          ParseName(request.name(), Collection::kSequences, FieldPath("name")));
   KVERN_ASSIGN_OR_RETURN(sequence_, deps_.engine->Store().Peek(id));
   const memory::StoredInfo& info = sequence_->Info();
+  KVERN_RETURN_IF_ERROR(deps_.engine->StoreHealth());
   decode_ = request.decode() && sequence_->Packed();
   if (sequence_->Packed() && !decode_) {
     parts_ = {{v1::Chunk::PART_PACKED, static_cast<int64_t>(sequence_->Blocks().size())}};
@@ -75,8 +76,8 @@ absl::Status FetchStream::Open(const v1::FetchSequenceRequest& request) {
     keys.push_back(sequence_->Keys(static_cast<int64_t>(slot)));
     values.push_back(sequence_->Values(static_cast<int64_t>(slot)));
   }
-  keys_.emplace(std::move(keys));
-  values_.emplace(std::move(values));
+  keys_.emplace(std::move(keys), *sequence_);
+  values_.emplace(std::move(values), *sequence_);
   return absl::OkStatus();
 }
 
@@ -127,21 +128,26 @@ void FetchStream::SendNext() {
   chunk->set_part(parts_[part_].part);
   chunk->set_offset(offset_);
   chunk->mutable_data()->resize(bytes);
-  ReadPart(parts_[part_].part, offset_,
-           std::as_writable_bytes(std::span(chunk->mutable_data()->data(), bytes)));
+  const absl::Status read =
+      ReadPart(parts_[part_].part, offset_,
+               std::as_writable_bytes(std::span(chunk->mutable_data()->data(), bytes)));
+  if (!read.ok()) {
+    End(read);
+    return;
+  }
   offset_ += bytes;
   StartWrite(&message_);
 }
 
-void FetchStream::ReadPart(v1::Chunk::Part part, int64_t offset, std::span<std::byte> bytes) const {
+absl::Status FetchStream::ReadPart(v1::Chunk::Part part, int64_t offset,
+                                   std::span<std::byte> bytes) const {
   if (part == v1::Chunk::PART_PACKED) {
-    std::memcpy(bytes.data(), sequence_->Blocks().data() + offset, bytes.size());
-  } else if (decode_) {
-    const std::vector<std::byte>& from = part == v1::Chunk::PART_K ? decoded_k_ : decoded_v_;
-    std::memcpy(bytes.data(), from.data() + offset, bytes.size());
-  } else {
-    (part == v1::Chunk::PART_K ? *keys_ : *values_).Read(offset, bytes);
+    return sequence_->CopyOut(sequence_->Blocks().data() + offset, bytes);
   }
+  if (!decode_) return (part == v1::Chunk::PART_K ? *keys_ : *values_).Read(offset, bytes);
+  const std::vector<std::byte>& from = part == v1::Chunk::PART_K ? decoded_k_ : decoded_v_;
+  std::memcpy(bytes.data(), from.data() + offset, bytes.size());
+  return absl::OkStatus();
 }
 
 void FetchStream::OnWriteDone(bool ok) {

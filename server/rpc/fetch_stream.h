@@ -34,7 +34,7 @@ class FetchStream final : public grpc::ServerWriteReactor<v1::FetchSequenceRespo
   absl::Status Decode();
   void SendHeader();
   void SendNext();
-  void ReadPart(v1::Chunk::Part part, int64_t offset, std::span<std::byte> bytes) const;
+  absl::Status ReadPart(v1::Chunk::Part part, int64_t offset, std::span<std::byte> bytes) const;
   void CancelSilentClient();
   void End(const absl::Status& status);
   void OnWriteDone(bool ok) override;

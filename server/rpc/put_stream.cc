@@ -56,9 +56,10 @@ absl::Status PutStream::OnHeader(const v1::StoredSequence& header) {
   KVERN_ASSIGN_OR_RETURN(const auto model, deps_.engine->Models().Find(model_id));
   KVERN_ASSIGN_OR_RETURN(memory::StoredInfo info,
                          FromProto(header, model->spec, deps_.GetLimits()));
+  KVERN_RETURN_IF_ERROR(deps_.engine->StoreHealth());
   KVERN_ASSIGN_OR_RETURN(sequence_, deps_.engine->Store().AllocateDense(std::move(info)));
-  upload_.emplace(DenseBytes(Views(*sequence_, Side::kKeys)),
-                  DenseBytes(Views(*sequence_, Side::kValues)));
+  upload_.emplace(DenseBytes(Views(*sequence_, Side::kKeys), *sequence_),
+                  DenseBytes(Views(*sequence_, Side::kValues), *sequence_));
   return absl::OkStatus();
 }
 
@@ -94,9 +95,10 @@ absl::Status AppendStream::OnHeader(const v1::AppendHeader& header) {
   KVERN_ASSIGN_OR_RETURN(const Append append, FromProto(header, deps_.GetLimits()));
   KVERN_ASSIGN_OR_RETURN(before_, deps_.engine->Store().Peek(append.id));
   KVERN_ASSIGN_OR_RETURN(memory::StoredInfo info, AfterAppend(*before_, append, deps_.GetLimits()));
+  KVERN_RETURN_IF_ERROR(deps_.engine->StoreHealth());
   KVERN_ASSIGN_OR_RETURN(sequence_, deps_.engine->Store().AllocateDense(std::move(info)));
-  upload_.emplace(DenseBytes(Views(*sequence_, Side::kKeys), append.tokens),
-                  DenseBytes(Views(*sequence_, Side::kValues), append.tokens));
+  upload_.emplace(DenseBytes(Views(*sequence_, Side::kKeys), *sequence_, append.tokens),
+                  DenseBytes(Views(*sequence_, Side::kValues), *sequence_, append.tokens));
   return absl::OkStatus();
 }
 
@@ -110,8 +112,13 @@ void AppendStream::OnComplete() {
 absl::Status AppendStream::CopyAndPublish() {
   if (!upload_.has_value()) return WantsHeader();
   KVERN_RETURN_IF_ERROR(upload_->CheckComplete());
-  CopyTokens(Views(*before_, Side::kKeys), Views(*sequence_, Side::kKeys));
-  CopyTokens(Views(*before_, Side::kValues), Views(*sequence_, Side::kValues));
+  if (deps_.engine->Store().OnDevice()) {
+    KVERN_RETURN_IF_ERROR(deps_.engine->CopyStored(
+        *before_, *sequence_, Deadline(absl::Seconds(deps_.GetLimits().default_deadline_seconds))));
+  } else {
+    CopyTokens(Views(*before_, Side::kKeys), Views(*sequence_, Side::kKeys));
+    CopyTokens(Views(*before_, Side::kValues), Views(*sequence_, Side::kValues));
+  }
   KVERN_RETURN_IF_ERROR(deps_.engine->Store().Publish(sequence_, memory::Store::Commit::kReplace,
                                                       before_->Info().epoch));
   ToProto(*sequence_, StoredState{}, response_->mutable_sequence());

@@ -38,7 +38,7 @@ class DeviceTest : public EngineTest {
     engine_.reset();
     simt::Faults::Clear();
     make_backend_ = [] {
-      return MakeBackend({.name = "cuda", .scratch_bytes = int64_t{32} << 20, .hang_seconds = 0.5})
+      return MakeBackend({.name = "cuda", .scratch_bytes = int64_t{48} << 20, .hang_seconds = 0.5})
           .value();
     };
     Start(Limits());

@@ -36,7 +36,7 @@ class HiddenMemoryTest : public DeviceTest {
   void StartWithBoth() {
     hidden_.reset();
     make_backend_ = [] {
-      return MakeBackend({.name = "cuda", .scratch_bytes = int64_t{32} << 20}).value();
+      return MakeBackend({.name = "cuda", .scratch_bytes = int64_t{48} << 20}).value();
     };
     Start(Limits());
     hidden_ = memory::Region::OnDevice(std::make_unique<HiddenMapping>(pool_memory_->SizeBytes()),

@@ -13,8 +13,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "gtest/gtest.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/kv_ref.h"
+#include "server/memory/byte_access.h"
 #include "tests/support/host_kv.h"
 #include "tests/support/random_case.h"
 
@@ -107,6 +109,8 @@ struct DenseRows {
   int64_t slots = 0;
   std::vector<int32_t> counts;  // [layers * kv_heads]
   std::vector<KvRef> views;     // [layers]
+  // Reaches rows that the host cannot follow, which are contiguous; null: it can.
+  const memory::ByteAccess* access = nullptr;
 
   Bytes Read() const {
     Bytes bytes;
@@ -120,6 +124,11 @@ struct DenseRows {
         for (int64_t slot = 0; slot < counts[row]; ++slot) {
           const std::byte* from = view.Address(head, slot);
           char* to = bytes.data() + begin + slot * row_bytes;
+          if (access != nullptr) {
+            const auto row_out = std::as_writable_bytes(std::span(to, row_bytes));
+            EXPECT_TRUE(access->CopyOut(from, row_out).ok());
+            continue;
+          }
           for (int64_t d = 0; d < view.head_dim; ++d) {
             std::memcpy(to + d * size, from + d * view.strides.dim, size);
           }
@@ -129,6 +138,19 @@ struct DenseRows {
     return bytes;
   }
 };
+
+// Writes a case's dense plane into views [layers] of a stored sequence.
+inline void WriteStored(const support::RandomCase& random, const std::vector<std::byte>& plane,
+                        const std::vector<KvRef>& views, const memory::ByteAccess& access) {
+  for (int64_t row = 0; row < random.Rows(); ++row) {
+    for (int64_t token = 0; token < random.Length(row); ++token) {
+      const auto from = std::span(plane).subspan((row * random.tokens + token) * random.RowBytes(),
+                                                 random.RowBytes());
+      std::byte* to = views[row / random.KvHeads()].Address(row % random.KvHeads(), token);
+      EXPECT_TRUE(access.CopyIn(from, to).ok());
+    }
+  }
+}
 
 // Writes a case's dense plane into views [layers], whatever their strides.
 inline void WriteRows(const support::RandomCase& random, const std::vector<std::byte>& plane,

@@ -166,10 +166,12 @@ class EngineSide {
       info.logical_tokens = random.logical_tokens;
     }
     KVERN_ASSIGN_OR_RETURN(auto stored, engine_->Store().AllocateDense(std::move(info)));
-    WriteRows(random, random.k,
-              Views(random.Layers(), [&](int64_t layer) { return stored->Keys(layer); }));
-    WriteRows(random, random.v,
-              Views(random.Layers(), [&](int64_t layer) { return stored->Values(layer); }));
+    WriteStored(random, random.k,
+                Views(random.Layers(), [&](int64_t layer) { return stored->Keys(layer); }),
+                *stored);
+    WriteStored(random, random.v,
+                Views(random.Layers(), [&](int64_t layer) { return stored->Values(layer); }),
+                *stored);
     return engine_->Store().Publish(std::move(stored), memory::Store::Commit::kNew, 0);
   }
 
@@ -300,7 +302,9 @@ class EngineSide {
   absl::Status AddStored(const engine::SequenceResult& result, Answer* answer) {
     KVERN_ASSIGN_OR_RETURN(const auto stored, engine_->Store().Find(result.stored_sequence));
     if (stored->Packed()) {
-      answer->Set("blocks", BytesOf(std::span<const std::byte>(stored->Blocks())));
+      std::vector<std::byte> blocks(stored->Blocks().size());
+      KVERN_RETURN_IF_ERROR(stored->CopyOut(stored->Blocks().data(), blocks));
+      answer->Set("blocks", BytesOf(std::span<const std::byte>(blocks)));
       answer->Set("table", BytesOf(stored->Info().table));
       answer->Set("mean key", BytesOf(stored->Info().mean_key));
       std::vector<std::byte> k, v;
@@ -309,7 +313,7 @@ class EngineSide {
       answer->Set("decoded v", BytesOf(std::span<const std::byte>(v)));
       return absl::OkStatus();
     }
-    DenseRows rows{result.max_kept, result.kept_counts, {}};
+    DenseRows rows{result.max_kept, result.kept_counts, {}, stored.get()};
     rows.views = Views(result.layers, [&](int64_t layer) { return stored->Keys(layer); });
     answer->Set("k", rows.Read());
     rows.views = Views(result.layers, [&](int64_t layer) { return stored->Values(layer); });

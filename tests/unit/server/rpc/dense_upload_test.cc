@@ -2,6 +2,7 @@
 #include "server/rpc/dense_upload.h"
 
 #include <cstddef>
+#include <cstring>
 #include <random>
 #include <span>
 #include <string>
@@ -44,6 +45,20 @@ class Pages {
       std::vector<std::byte>(4 * kHeads * kBlockTokens * kRowBytes, std::byte{0xEE});
 };
 
+// Memory that the host follows itself.
+class HostAccess final : public memory::ByteAccess {
+ public:
+  absl::Status CopyIn(std::span<const std::byte> host, std::byte* at) const override {
+    std::memcpy(at, host.data(), host.size());
+    return absl::OkStatus();
+  }
+  absl::Status CopyOut(const std::byte* at, std::span<std::byte> host) const override {
+    std::memcpy(host.data(), at, host.size());
+    return absl::OkStatus();
+  }
+};
+const HostAccess kHost;
+
 std::string RandomBytes(int64_t count, uint32_t seed) {
   std::mt19937 random(seed);
   std::string bytes(count, '\0');
@@ -61,7 +76,7 @@ v1::Chunk MakeChunk(v1::Chunk::Part part, int64_t offset, const std::string& dat
 
 std::string ReadAll(const DenseBytes& dense) {
   std::string bytes(dense.Size(), '\x55');
-  dense.Read(0, std::as_writable_bytes(std::span(bytes.data(), bytes.size())));
+  EXPECT_TRUE(dense.Read(0, std::as_writable_bytes(std::span(bytes.data(), bytes.size()))).ok());
   return bytes;
 }
 
@@ -69,7 +84,7 @@ TEST(DenseUpload, PutsChunksOfAnySizeInTheirPlaces) {
   std::mt19937 random(11);
   for (int round = 0; round < 50; ++round) {
     Pages k_pages, v_pages;
-    DenseUpload upload(DenseBytes(k_pages.Views()), DenseBytes(v_pages.Views()));
+    DenseUpload upload(DenseBytes(k_pages.Views(), kHost), DenseBytes(v_pages.Views(), kHost));
     const std::string k = RandomBytes(kBytes, 1), v = RandomBytes(kBytes, 2);
     int64_t k_sent = 0, v_sent = 0;
     while (k_sent < kBytes || v_sent < kBytes) {
@@ -81,14 +96,14 @@ TEST(DenseUpload, PutsChunksOfAnySizeInTheirPlaces) {
       sent += static_cast<int64_t>(data.size());
     }
     ASSERT_TRUE(upload.CheckComplete().ok());
-    ASSERT_EQ(ReadAll(DenseBytes(k_pages.Views())), k);
-    ASSERT_EQ(ReadAll(DenseBytes(v_pages.Views())), v);
+    ASSERT_EQ(ReadAll(DenseBytes(k_pages.Views(), kHost)), k);
+    ASSERT_EQ(ReadAll(DenseBytes(v_pages.Views(), kHost)), v);
   }
 }
 
 TEST(DenseUpload, RefusesGapsOverrunsAndUnknownParts) {
   Pages k_pages, v_pages;
-  DenseUpload upload(DenseBytes(k_pages.Views()), DenseBytes(v_pages.Views()));
+  DenseUpload upload(DenseBytes(k_pages.Views(), kHost), DenseBytes(v_pages.Views(), kHost));
   ASSERT_TRUE(upload.Add(MakeChunk(v1::Chunk::PART_K, 0, std::string(10, 'a'))).ok());
   ExpectBadField(upload.Add(MakeChunk(v1::Chunk::PART_K, 11, "a")), "chunk.offset",
                  "got 11, want 10");
@@ -106,7 +121,7 @@ TEST(DenseUpload, RefusesGapsOverrunsAndUnknownParts) {
 TEST(DenseBytes, ReadsZeroBeyondAHeadsLength) {
   Pages pages;
   pages.lengths = {7, 0, 5, 7, 7, 1};
-  const std::string bytes = ReadAll(DenseBytes(pages.Views()));
+  const std::string bytes = ReadAll(DenseBytes(pages.Views(), kHost));
   for (int64_t row = 0; row < kLayers * kHeads; ++row) {
     for (int64_t token = 0; token < kTokens; ++token) {
       const char want = token < pages.lengths[row] ? '\xEE' : '\0';
@@ -119,12 +134,12 @@ TEST(DenseBytes, ReadsZeroBeyondAHeadsLength) {
 TEST(DenseBytes, WritesATailBehindEachHeadsTokens) {
   Pages pages;
   pages.lengths = {7, 2, 5, 7, 6, 3};
-  const DenseBytes tail(pages.Views(), 2);
+  const DenseBytes tail(pages.Views(), kHost, 2);
   ASSERT_EQ(tail.Size(), kLayers * kHeads * 2 * kRowBytes);
   const std::string data = RandomBytes(tail.Size(), 3);
-  tail.Write(0, std::as_bytes(std::span(data.data(), data.size())));
+  ASSERT_TRUE(tail.Write(0, std::as_bytes(std::span(data.data(), data.size()))).ok());
   EXPECT_EQ(ReadAll(tail), data);
-  const std::string all = ReadAll(DenseBytes(pages.Views()));
+  const std::string all = ReadAll(DenseBytes(pages.Views(), kHost));
   for (int64_t row = 0; row < kLayers * kHeads; ++row) {
     const int64_t first = row * kTokens + pages.lengths[row] - 2;
     EXPECT_EQ(all.substr(first * kRowBytes, 2 * kRowBytes),
@@ -141,10 +156,12 @@ TEST(CopyTokens, CopiesWhatEachHeadHolds) {
   const std::string data = RandomBytes(kBytes, 4);
   std::vector<int32_t> lengths;
   lengths.swap(from.lengths);
-  DenseBytes(from.Views()).Write(0, std::as_bytes(std::span(data.data(), data.size())));
+  ASSERT_TRUE(DenseBytes(from.Views(), kHost)
+                  .Write(0, std::as_bytes(std::span(data.data(), data.size())))
+                  .ok());
   lengths.swap(from.lengths);
   CopyTokens(from.Views(), to.Views());
-  const std::string all = ReadAll(DenseBytes(to.Views()));
+  const std::string all = ReadAll(DenseBytes(to.Views(), kHost));
   for (int64_t row = 0; row < kLayers * kHeads; ++row) {
     const int64_t held = from.lengths[row] * kRowBytes;
     const int64_t first = row * kTokens * kRowBytes;

@@ -114,6 +114,13 @@ class Facts final : public memory::StoredSequence {
   KvRef Keys(int64_t) const override { return {}; }
   KvRef Values(int64_t) const override { return {}; }
   std::span<std::byte> Blocks() const override { return {}; }
+  void SetMeanKey(std::vector<Float16>) override {}
+  absl::Status CopyIn(std::span<const std::byte>, std::byte*) const override {
+    return absl::UnimplementedError("facts");
+  }
+  absl::Status CopyOut(const std::byte*, std::span<std::byte>) const override {
+    return absl::UnimplementedError("facts");
+  }
   int64_t StoredBytes() const override { return 0; }
 
  private:
