@@ -345,6 +345,7 @@ EngineGauges Engine::Gauges() const {
   gauges.store_sequences = static_cast<int64_t>(impl_->store->List().size());
   gauges.store_used_bytes = impl_->store->UsedBytes();
   gauges.store_capacity_bytes = impl_->store->CapacityBytes();
+  gauges.store_on_device = impl_->store->OnDevice();
   gauges.attachments = impl_->attachments.Count();
   gauges.remembered_sequences = impl_->remembered.Count();
   gauges.replay_evictions = impl_->replays.Evictions();

@@ -42,6 +42,7 @@ struct EngineGauges {
   int64_t store_sequences = 0;
   int64_t store_used_bytes = 0;
   int64_t store_capacity_bytes = 0;
+  bool store_on_device = false;
   int64_t attachments = 0;
   int64_t remembered_sequences = 0;
   int64_t replay_evictions = 0;  // since start

@@ -138,6 +138,10 @@ absl::Status Server::State::StartServices() {
   options.commit = Commit();
   options.threads = ThreadsOf(config.backend);
   options.backend_reason = backend_reason;
+  if (engine->Store().OnDevice()) {
+    absl::StrAppend(&options.backend_reason, backend_reason.empty() ? "" : "; ",
+                    "store in memory of the device");
+  }
   if (!socket.empty()) options.broker_address = SiblingSocket(socket, "broker");
   services = std::make_unique<rpc::Services>(options);
 
@@ -265,7 +269,7 @@ std::string Server::Summary() const {
       "; backend ", std::string(engine.BackendName()), "/", std::string(engine.InstructionSet()),
       ", ", ThreadsOf(state_->config.backend), " threads, store ",
       state_->config.limits.store_bytes >> 20, " MiB",
-      state_->engine->Store().OnDevice() ? " of the device" : "");
+      state_->engine->Store().OnDevice() ? " in memory of the device" : "");
   if (!state_->backend_reason.empty()) absl::StrAppend(&line, " (", state_->backend_reason, ")");
   if (MetricsPort() != 0) absl::StrAppend(&line, "; metrics on port ", MetricsPort());
   return line;

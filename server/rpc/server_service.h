@@ -14,7 +14,7 @@ struct ServerFacts {
   std::string version;
   std::string commit;
   std::string broker_address;
-  std::string backend_reason;  // why `auto` chose as it did
+  std::string backend_reason;  // as ServicesOptions
   int threads = 1;
   absl::Time started;
 };

@@ -20,7 +20,7 @@ struct ServicesOptions {
   std::string version;
   std::string commit;
   std::string broker_address;  // empty: no broker beside this server
-  std::string backend_reason;  // why `auto` chose as it did; empty when the backend was named
+  std::string backend_reason;  // why `auto` chose as it did, and that the store is on the device
   int threads = 1;
 };
 

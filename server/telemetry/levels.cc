@@ -90,8 +90,11 @@ std::vector<MetricFamily> Levels::Collect() const {
   families.push_back(
       Gauge("kvern_store_sequences", "Sequences in the store.", now.store_sequences));
   families.push_back(Gauge("kvern_store_bytes", "Store memory in use.", now.store_used_bytes));
-  families.push_back(
-      Gauge("kvern_store_capacity_bytes", "Store memory in all.", now.store_capacity_bytes));
+  MetricFamily capacity = Family("kvern_store_capacity_bytes",
+                                 "Store memory in all, by where it lies.", MetricType::Gauge);
+  Add(static_cast<double>(now.store_capacity_bytes),
+      {{"memory", now.store_on_device ? "device" : "host"}}, &capacity);
+  families.push_back(std::move(capacity));
   families.push_back(
       Gauge("kvern_attachments", "Memory objects held for broker connections.", now.attachments));
   families.push_back(Gauge("kvern_remembered_sequences",

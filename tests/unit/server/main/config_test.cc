@@ -49,6 +49,20 @@ TEST(Config, ReadsTheSameNamesFromYaml) {
   EXPECT_EQ(line->config.limits.queued_calls, 5);
 }
 
+TEST(Config, TakesThePlaceOfTheStoreWhereTheBackendMayHaveIt) {
+  EXPECT_EQ(ParseCommandLine({})->config.store_place, engine::StorePlace::kAuto);
+  const std::string path = WriteFile("store-memory: host\n");
+  EXPECT_EQ(ParseCommandLine({"--config", path})->config.store_place, engine::StorePlace::kHost);
+  for (const char* backend : {"auto", "cuda"}) {
+    const auto line = ParseCommandLine({"--backend", backend, "--store-memory", "device"});
+    ASSERT_TRUE(line.ok()) << line.status();
+    EXPECT_EQ(line->config.store_place, engine::StorePlace::kDevice);
+  }
+  EXPECT_THAT(ErrorOf({"--backend", "cpu", "--store-memory", "device"}),
+              testing::HasSubstr("--store-memory"));
+  EXPECT_THAT(ErrorOf({"--store-memory", "disk"}), testing::HasSubstr("--store-memory"));
+}
+
 TEST(Config, LetsFlagsWinOverTheFile) {
   const std::string path = WriteFile("queued-calls: 5\n");
   const auto line = ParseCommandLine({"--config", path, "--queued-calls", "9"});
