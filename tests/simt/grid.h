@@ -23,6 +23,7 @@ struct GridShape {
   int shared_bytes = 0;  // dynamic, at most kMaxSharedBytes
   // What body's context points to: kernels may read it (their parameters).
   size_t context_bytes = 0;
+  const void* kernel = nullptr;  // for names; null: nameless
 };
 
 enum class Fault {

@@ -13,8 +13,7 @@
 namespace simt {
 
 struct KernelCall {
-  const void* kernel = nullptr;  // its address, for names and attributes
-  GridShape shape;
+  GridShape shape;                // with the kernel's address, for names and attributes
   void (*body)(void*) = nullptr;  // takes a copy of the context's bytes
   const void* context = nullptr;  // context_bytes of it, to be copied before Enqueue returns
 };
@@ -40,11 +39,9 @@ cudaError_t Launch(void (*kernel)(Params), int64_t blocks, int threads, int shar
   static_assert(std::is_trivially_copyable_v<Params> && sizeof(Params) <= 4096);
   using Call = Bound<Params>;
   const Call call{kernel, params};
-  return Enqueue({reinterpret_cast<const void*>(kernel),
-                  {blocks, threads, shared_bytes, sizeof(Call)},
-                  &Call::Run,
-                  &call},
-                 stream);
+  const GridShape shape = {blocks, threads, shared_bytes, sizeof(Call),
+                           reinterpret_cast<const void*>(kernel)};
+  return Enqueue({shape, &Call::Run, &call}, stream);
 }
 
 template <class Params>
@@ -58,7 +55,8 @@ void RunKernel(void (*kernel)(Params), int64_t blocks, int threads, int shared_b
                const Params& params) {
   using Call = Bound<Params>;
   Call call{kernel, params};
-  RunGrid({blocks, threads, shared_bytes, sizeof(Call)}, &Call::Run, &call);
+  RunGrid({blocks, threads, shared_bytes, sizeof(Call), reinterpret_cast<const void*>(kernel)},
+          &Call::Run, &call);
 }
 
 }  // namespace simt

@@ -107,6 +107,8 @@ void CatchFaults();
 
 // source_line.cc: "file:line" of code, its innermost that is not the emulator's; slow.
 std::string LineOf(const void* pc);
+// As LineOf, but what calls the loaders (Load...) that kernels share, not the loader itself.
+std::string AccessLineOf(const void* pc);
 
 }  // namespace simt
 

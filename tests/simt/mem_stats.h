@@ -10,7 +10,8 @@
 namespace simt {
 
 struct MemStats {
-  std::string line;  // "file:line" of the kernel
+  std::string kernel;  // with its template arguments
+  std::string line;    // "file:line" of the access, or of the call of a loader that makes it
   bool shared = false;
   bool write = false;
   uint64_t requests = 0;  // instructions of a warp

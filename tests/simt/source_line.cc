@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "simt/machine.h"
 
@@ -20,11 +21,22 @@ bool OfTheEmulator(const std::string& line) {
   return line.rfind("??", 0) == 0;
 }
 
-}  // namespace
+struct Frame {
+  std::string function;
+  std::string line;
+};
 
-std::string LineOf(const void* pc) {
+// One of the functions named Load... that many kernels share: its caller says more.
+bool IsLoader(const std::string& function) {
+  const std::string name = function.substr(0, function.find_first_of("<("));
+  const size_t scope = name.rfind(':');
+  return name.compare(scope == std::string::npos ? 0 : scope + 1, 4, "Load") == 0;
+}
+
+// Innermost first; empty if nothing is known.
+std::vector<Frame> FramesOf(const void* pc) {
   Dl_info module = {};
-  if (dladdr(pc, &module) == 0 || module.dli_fname == nullptr) return "unknown code";
+  if (dladdr(pc, &module) == 0 || module.dli_fname == nullptr) return {};
   const auto base = reinterpret_cast<uintptr_t>(module.dli_fbase);
   auto offset = reinterpret_cast<uintptr_t>(pc);
   if (base != 0x400000) offset -= base;  // programs at a fixed address name it absolutely
@@ -32,21 +44,38 @@ std::string LineOf(const void* pc) {
   std::snprintf(path, sizeof(path), "%s", module.dli_fname);
   if (std::strchr(path, '/') == nullptr) std::snprintf(path, sizeof(path), "/proc/self/exe");
   char command[1200];
-  std::snprintf(command, sizeof(command), "addr2line -i -e '%s' 0x%zx 2>/dev/null", path,
+  std::snprintf(command, sizeof(command), "addr2line -C -f -i -e '%s' 0x%zx 2>/dev/null", path,
                 static_cast<size_t>(offset));
   std::FILE* pipe = popen(command, "r");
-  if (pipe == nullptr) return "unknown code";
-  std::string first;
-  std::string found;
-  char buffer[1024];
-  while (std::fgets(buffer, sizeof(buffer), pipe) != nullptr) {
-    std::string line(buffer, std::strcspn(buffer, " \n"));  // without " (discriminator 1)"
-    if (first.empty()) first = line;
-    if (found.empty() && !OfTheEmulator(line)) found = line;
+  if (pipe == nullptr) return {};
+  std::vector<Frame> frames;
+  char function[4096];
+  char line[4096];
+  while (std::fgets(function, sizeof(function), pipe) != nullptr &&
+         std::fgets(line, sizeof(line), pipe) != nullptr) {
+    function[std::strcspn(function, "\n")] = '\0';
+    line[std::strcspn(line, " \n")] = '\0';  // without " (discriminator 1)"
+    frames.push_back({function, line});
   }
   pclose(pipe);
-  if (found.empty()) found = first;
-  return found.empty() ? "unknown code" : found;
+  return frames;
+}
+
+}  // namespace
+
+std::string LineOf(const void* pc) {
+  const std::vector<Frame> frames = FramesOf(pc);
+  for (const Frame& frame : frames) {
+    if (!OfTheEmulator(frame.line)) return frame.line;
+  }
+  return frames.empty() ? "unknown code" : frames.front().line;
+}
+
+std::string AccessLineOf(const void* pc) {
+  for (const Frame& frame : FramesOf(pc)) {
+    if (!OfTheEmulator(frame.line) && !IsLoader(frame.function)) return frame.line;
+  }
+  return LineOf(pc);
 }
 
 }  // namespace simt

@@ -11,6 +11,7 @@
 
 #include "simt/machine.h"
 #include "simt/mem_stats.h"
+#include "simt/runtime/symbols.h"
 
 namespace simt::check {
 namespace {
@@ -39,9 +40,10 @@ struct Counts {
 
 std::vector<Piece> pieces;  // of the block
 std::unordered_map<uint64_t, uint32_t> executions;
+using Place = std::pair<const void*, const void*>;  // kernel, code
 // Outlives other statics: it is written when the process ends.
-std::map<const void*, Counts>& AllCounts() {
-  static auto* counts = new std::map<const void*, Counts>;
+std::map<Place, Counts>& AllCounts() {
+  static auto* counts = new std::map<Place, Counts>;
   return *counts;
 }
 
@@ -77,13 +79,15 @@ void CountBanks(const Request& request, Counts* to) {
   }
 }
 
-// At the end of the process, for programs that do not take the counts themselves.
+// At the end of the process, for programs that do not take the counts themselves. A line has, by
+// tabs: kernel, line, memory, direction, requests, transfers, fewest transfers.
 void WriteProfile() {
   std::FILE* file = std::fopen(std::getenv("KVERN_SIMT_PROFILE"), "a");
   if (file == nullptr) return;
   for (const MemStats& stats : TakeMemStats()) {
-    std::fprintf(file, "%s %s %s requests %llu transfers %llu ideal %llu\n", stats.line.c_str(),
-                 stats.shared ? "shared" : "device", stats.write ? "write" : "read",
+    std::fprintf(file, "%s\t%s\t%s\t%s\t%llu\t%llu\t%llu\n", stats.kernel.c_str(),
+                 stats.line.c_str(), stats.shared ? "shared" : "device",
+                 stats.write ? "write" : "read",
                  static_cast<unsigned long long>(stats.requests),   // NOLINT(runtime/int)
                  static_cast<unsigned long long>(stats.transfers),  // NOLINT(runtime/int)
                  static_cast<unsigned long long>(stats.ideal));     // NOLINT(runtime/int)
@@ -119,7 +123,7 @@ void FoldProfile() {
     while (end < pieces.size() && key(pieces[end]) == key(pieces[first])) ++end;
     const Request request(pieces.begin() + static_cast<ptrdiff_t>(first),
                           pieces.begin() + static_cast<ptrdiff_t>(end));
-    Counts& to = AllCounts()[pieces[first].pc];
+    Counts& to = AllCounts()[{machine.shape.kernel, pieces[first].pc}];
     to.shared = pieces[first].shared;
     to.write = pieces[first].write;
     ++to.requests;
@@ -140,11 +144,16 @@ namespace simt {
 
 std::vector<MemStats> TakeMemStats() {
   const std::lock_guard lock(GridMutex());
-  std::map<std::tuple<std::string, bool, bool>, MemStats> by_line;
-  for (const auto& [pc, count] : check::AllCounts()) {
-    const std::string line = LineOf(pc);
-    MemStats& stats = by_line[{line, count.shared, count.write}];
-    stats.line = line;
+  std::map<const void*, std::string> lines;
+  std::map<std::tuple<std::string, std::string, bool, bool>, MemStats> by_line;
+  for (const auto& [place, count] : check::AllCounts()) {
+    const auto& [kernel, pc] = place;
+    const auto [line, fresh] = lines.try_emplace(pc);
+    if (fresh) line->second = AccessLineOf(pc);
+    const std::string name = kernel == nullptr ? "" : runtime::KernelName(kernel);
+    MemStats& stats = by_line[{name, line->second, count.shared, count.write}];
+    stats.kernel = name;
+    stats.line = line->second;
     stats.shared = count.shared;
     stats.write = count.write;
     stats.requests += count.requests;

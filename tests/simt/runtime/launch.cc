@@ -50,13 +50,13 @@ struct alignas(16) Chunk {
 cudaError_t Enqueue(const KernelCall& call, cudaStream_t stream) {
   Runtime& runtime = Runtime::Get();
   runtime.Call("cudaLaunchKernel", [&]() -> cudaError_t {
-    const auto limit = runtime.shared_limits().find(call.kernel);
+    const auto limit = runtime.shared_limits().find(call.shape.kernel);
     const cudaError_t error = CheckShape(
         call, limit == runtime.shared_limits().end() ? kSharedBytesByDefault : limit->second);
     if (error != cudaSuccess) return error;
     const runtime::StreamRef queue = runtime.streams().Find(stream);
     if (queue == nullptr) return cudaErrorInvalidResourceHandle;
-    runtime.NoteLaunch(call.kernel, call.shape.blocks, call.shape.threads);
+    runtime.NoteLaunch(call.shape.kernel, call.shape.blocks, call.shape.threads);
     const std::shared_ptr<Chunk[]> context(
         new Chunk[(call.shape.context_bytes + sizeof(Chunk) - 1) / sizeof(Chunk)]);
     std::memcpy(context.get(), call.context, call.shape.context_bytes);
