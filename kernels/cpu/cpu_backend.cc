@@ -97,9 +97,8 @@ absl::Status CpuBackend::RowNorms(std::span<const RowNormsArgs> cohort) {
   });
 }
 absl::Status CpuBackend::TriAttention(std::span<const TriAttentionArgs> cohort) {
-  return ForEach(cohort, [&](const TriAttentionArgs& args) {
-    return cpu::TriAttention(runner_, args, args.scores);
-  });
+  return ForEach(cohort,
+                 [&](const TriAttentionArgs& args) { return cpu::TriAttention(runner_, args); });
 }
 absl::Status CpuBackend::ExpectedAttention(std::span<const ExpectedAttentionArgs> cohort) {
   return ForEach(cohort, [&](const ExpectedAttentionArgs& args) {

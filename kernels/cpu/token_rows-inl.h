@@ -18,6 +18,7 @@
 #include "kernels/base/math.h"
 #include "kernels/cpu/heads.h"
 #include "kernels/cpu/math-inl.h"
+#include "kernels/cpu/unroll-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
@@ -58,30 +59,64 @@ struct Spread {
   double deviation = 0;
 };
 
-// Mean and biased deviation of the finite values whose mask is set; both 0 without any. `included`
-// [tokens] is working memory.
-HWY_INLINE Spread SpreadOf(const double* values, const uint8_t* mask, int64_t tokens,
-                           double* included) {
+// Tokens [token, token + TokenStep()) whose mask is set and whose value is finite.
+HWY_INLINE hn::Mask<TokenTag> Counted(const uint8_t* mask, TokenVec value) {
+  const TokenTag d;
+  const hn::Rebind<int32_t, TokenTag> words;
+  const auto bytes = hn::LoadU(hn::Rebind<uint8_t, TokenTag>(), mask);
+  const auto set = hn::Gt(hn::PromoteTo(d, hn::PromoteTo(words, bytes)), hn::Zero(d));
+  return hn::And(set, hn::IsFinite(value));
+}
+
+// SumOverTokens of what is counted: add(sum, value, counted) returns the lanes' next sums. All
+// lanes of a round are in flight at once.
+template <class Add>
+HWY_INLINE double SumOverCounted(const double* values, const uint8_t* mask, int64_t tokens,
+                                 Add add) {
+  const TokenTag d;
+  constexpr int kStep = static_cast<int>(hn::MaxLanes(d));
+  constexpr int kParts = kLanes / kStep;
+  double total = 0;
+  uint8_t last[kLanes] = {};  // the mask of the last round, which may end early
+  std::copy(mask + tokens / kLanes * kLanes, mask + tokens, last);
+  for (int64_t tile = 0; tile < tokens; tile += kTileTokens) {
+    const int64_t end = std::min(tile + kTileTokens, tokens);
+    TokenVec sum[kParts];
+    Unroll<kParts>([&](auto k) KVERN_INLINE_STEP { sum[k] = hn::Zero(d); });
+    for (int64_t token = tile; token < end; token += kLanes) {
+      const uint8_t* round = token + kLanes <= tokens ? mask + token : last;
+      Unroll<kParts>([&](auto k) KVERN_INLINE_STEP {
+        const TokenVec x = hn::Load(d, values + token + k * kStep);
+        sum[k] = add(sum[k], x, Counted(round + k * kStep, x));
+      });
+    }
+    HWY_ALIGN double lanes[kLanes];
+    Unroll<kParts>([&](auto k) KVERN_INLINE_STEP { hn::Store(sum[k], d, lanes + k * kStep); });
+    total += TreeSum(lanes);
+  }
+  return total;
+}
+
+// Mean and biased deviation of the finite values whose mask is set; both 0 without any.
+HWY_INLINE Spread SpreadOf(const double* values, const uint8_t* mask, int64_t tokens) {
   const TokenTag d;
   int64_t count = 0;
-  for (int64_t token = 0; token < tokens; ++token) {
-    const bool counts = mask[token] != 0 && std::isfinite(values[token]);
-    included[token] = counts ? values[token] : kRowNaN;
-    count += counts ? 1 : 0;
-  }
-  EndRow(included, tokens);
+  const double sum =
+      SumOverCounted(values, mask, tokens,
+                     [&](TokenVec lanes, TokenVec x, hn::Mask<TokenTag> counted) KVERN_INLINE_STEP {
+                       count += static_cast<int64_t>(hn::CountTrue(d, counted));
+                       return hn::IfThenElse(counted, hn::Add(lanes, x), lanes);
+                     });
   Spread spread;
   if (count == 0) return spread;
-  const double sum = SumOverTokens(tokens, [&](TokenVec lanes, int64_t token) HWY_ATTR {
-    const TokenVec x = hn::Load(d, included + token);
-    return hn::IfThenElse(hn::IsNaN(x), lanes, hn::Add(lanes, x));
-  });
   spread.mean = sum / static_cast<double>(count);
   const TokenVec mean = hn::Set(d, spread.mean);
-  const double squares = SumOverTokens(tokens, [&](TokenVec lanes, int64_t token) HWY_ATTR {
-    const TokenVec distance = hn::Sub(hn::Load(d, included + token), mean);
-    return hn::IfThenElse(hn::IsNaN(distance), lanes, hn::MulAdd(distance, distance, lanes));
-  });
+  const double squares =
+      SumOverCounted(values, mask, tokens,
+                     [&](TokenVec lanes, TokenVec x, hn::Mask<TokenTag> counted) KVERN_INLINE_STEP {
+                       const TokenVec distance = hn::Sub(x, mean);
+                       return hn::IfThenElse(counted, hn::MulAdd(distance, distance, lanes), lanes);
+                     });
   spread.deviation = std::sqrt(squares / static_cast<double>(count));
   return spread;
 }
@@ -135,6 +170,22 @@ HWY_INLINE SoftMax SoftMaxOf(double* logits, int64_t tokens, double* exponential
     return hn::IfThenElse(hn::IsNaN(e), lanes, hn::Add(lanes, e));
   });
   return soft_max;
+}
+
+// StoreScores (kernels/cpu/heads.h), a vector at a time.
+HWY_INLINE void StoreScoreRow(const double* row, int64_t tokens, TensorView<float, 1> scores) {
+  const TokenTag d;
+  const hn::Rebind<float, TokenTag> narrow;
+  int64_t token = 0;
+  for (; scores.stride[0] == 1 && token + TokenStep() <= tokens; token += TokenStep()) {
+    const auto score = hn::DemoteTo(narrow, hn::Load(d, row + token));
+    const auto none = hn::Set(narrow, kNoScore);
+    hn::StoreU(hn::IfThenElse(hn::IsFinite(score), score, none), narrow, scores.data + token);
+  }
+  TensorView<float, 1> rest = scores;
+  rest.data = &scores(token);
+  rest.shape[0] -= token;
+  StoreScores(row + token, tokens - token, rest);
 }
 
 // [tokens] strided f32 to a row.

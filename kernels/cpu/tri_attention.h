@@ -7,7 +7,7 @@
 
 namespace kvern::cpu {
 
-absl::Status TriAttention(Runner& runner, const TriAttentionArgs& args, ScoreView scores);
+absl::Status TriAttention(Runner& runner, const TriAttentionArgs& args);
 
 }  // namespace kvern::cpu
 

@@ -22,16 +22,15 @@ absl::Status ZScoreHead(const HeadProblem& problem, MaskView candidates, ScoreVi
   const TokenTag d;
   const int64_t tokens = scores.shape[2];
   double* row = problem.scratch.Take<double>(PadToLanes(tokens));
-  double* included = problem.scratch.Take<double>(PadToLanes(tokens));
   KVERN_RETURN_IF_ERROR(problem.scratch.Taken());
   const TensorView<float, 1> out = ScoreRow(scores, problem);
   WidenScores(out, tokens, row);
   const uint8_t* mask = candidates.At(problem.layer, problem.head);
-  const Spread spread = SpreadOf(row, mask, tokens, included);
+  const Spread spread = SpreadOf(row, mask, tokens);
   for (int64_t token = 0; token < tokens; token += TokenStep()) {
     hn::Store(Standardise(spread, hn::Load(d, row + token)), d, row + token);
   }
-  StoreScores(row, tokens, out);
+  StoreScoreRow(row, tokens, out);
   return absl::OkStatus();
 }
 

@@ -1,0 +1,100 @@
+// The lane trees (kernels/base/lanes.h) of 16 sums at once: halves of different sums share a
+// register, so that no addition works on an empty lane.
+#if defined(KVERN_KERNELS_CPU_TREE_SUMS_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef KVERN_KERNELS_CPU_TREE_SUMS_INL_H_
+#undef KVERN_KERNELS_CPU_TREE_SUMS_INL_H_
+#else
+#define KVERN_KERNELS_CPU_TREE_SUMS_INL_H_
+#endif
+
+#include <cstdint>
+
+#include "hwy/highway.h"
+#include "kernels/base/lanes.h"
+#include "kernels/cpu/dots-inl.h"
+#include "kernels/cpu/unroll-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvern::cpu::HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// One sum's 16 lanes in one register: the steps of the tree that add whole registers.
+template <class T, class D = LaneTag<T>>
+HWY_INLINE hn::Vec<D> FoldToRegister(const T* HWY_RESTRICT lanes) {
+  const D d;
+  constexpr int kStep = static_cast<int>(hn::MaxLanes(d));
+  if constexpr (kStep == kLanes) {
+    return hn::Load(d, lanes);
+  } else if constexpr (kStep == kLanes / 2) {
+    return hn::Add(hn::Load(d, lanes), hn::Load(d, lanes + kStep));
+  } else {
+    HWY_ALIGN T half[kLanes / 2];
+    for (int i = 0; i < kLanes / 2; i += kStep) {
+      hn::Store(hn::Add(hn::Load(d, lanes + i), hn::Load(d, lanes + i + kLanes / 2)), d, half + i);
+    }
+    if constexpr (kStep == kLanes / 4) {
+      return hn::Add(hn::Load(d, half), hn::Load(d, half + kStep));
+    } else {
+      const auto even = hn::Add(hn::Load(d, half), hn::Load(d, half + 2 * kStep));
+      return hn::Add(even, hn::Add(hn::Load(d, half + kStep), hn::Load(d, half + 3 * kStep)));
+    }
+  }
+}
+
+// As many sums as a register has blocks of 16 bytes, `stride` sums apart, each down to one block.
+template <class T, class D = LaneTag<T>>
+HWY_INLINE hn::Vec<D> FoldToBlocks(const T* HWY_RESTRICT lanes, int64_t stride) {
+  const D d;
+  constexpr int kBlocks = static_cast<int>(hn::MaxLanes(d) * sizeof(T) / 16);
+  const auto sum = [&](int i)
+                       KVERN_INLINE_STEP { return FoldToRegister(lanes + i * stride * kLanes); };
+  if constexpr (kBlocks == 1) {
+    return sum(0);
+  } else {
+    const auto halve = [&](hn::Vec<D> a, hn::Vec<D> b) KVERN_INLINE_STEP {
+      return hn::Add(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
+    };
+    if constexpr (kBlocks == 2) {
+      return halve(sum(0), sum(1));
+    } else {
+      static_assert(kBlocks == 4);
+      const auto even = halve(sum(0), sum(2));
+      const auto odd = halve(sum(1), sum(3));
+      return hn::Add(hn::OddEvenBlocks(hn::SwapAdjacentBlocks(odd), even),
+                     hn::OddEvenBlocks(odd, hn::SwapAdjacentBlocks(even)));
+    }
+  }
+}
+
+// out [16] = TreeSum of 16 sums whose lanes lie one after the other; all aligned.
+template <class T>
+HWY_INLINE void StoreTreeSums16(const T* HWY_RESTRICT lanes, T* HWY_RESTRICT out) {
+  const LaneTag<T> d;
+  constexpr int kStep = static_cast<int>(hn::MaxLanes(d));
+  constexpr int kPerBlock = 16 / sizeof(T);
+  for (int first = 0; first < kLanes; first += kStep) {
+    // Block b of `fold(c)` belongs to sum first + kPerBlock * b + c.
+    const auto fold = [&](int c) KVERN_INLINE_STEP {
+      return FoldToBlocks(lanes + (first + c) * kLanes, kPerBlock);
+    };
+    if constexpr (kPerBlock == 2) {
+      const auto a = fold(0), b = fold(1);
+      hn::Store(hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)), d,
+                out + first);
+    } else {
+      const hn::Repartition<double, decltype(d)> pairs;
+      const auto a = fold(0), b = fold(1), c = fold(2), e = fold(3);
+      const auto ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+      const auto ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+      const auto x = hn::BitCast(pairs, ab), y = hn::BitCast(pairs, ce);
+      hn::Store(hn::Add(hn::BitCast(d, hn::InterleaveLower(pairs, x, y)),
+                        hn::BitCast(d, hn::InterleaveUpper(pairs, x, y))),
+                d, out + first);
+    }
+  }
+}
+
+}  // namespace kvern::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard
