@@ -111,8 +111,7 @@ absl::Status CpuBackend::WindowAttention(std::span<const WindowAttentionArgs> co
   });
 }
 absl::Status CpuBackend::KeyDiff(std::span<const KeyDiffArgs> cohort) {
-  return ForEach(cohort,
-                 [&](const KeyDiffArgs& args) { return cpu::KeyDiff(runner_, args, args.scores); });
+  return ForEach(cohort, [&](const KeyDiffArgs& args) { return cpu::KeyDiff(runner_, args); });
 }
 absl::Status CpuBackend::AttentionMass(std::span<const AttentionMassArgs> cohort) {
   return ForEach(cohort, [&](const AttentionMassArgs& args) {

@@ -13,10 +13,15 @@
 #include "hwy/highway.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cpu/dim_sums-inl.h"
+#include "kernels/cpu/dots-inl.h"
+#include "kernels/cpu/head_runs.h"
 #include "kernels/cpu/heads.h"
-#include "kernels/cpu/rotation-inl.h"
+#include "kernels/cpu/row_chunks-inl.h"
 #include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/token_rows-inl.h"
+#include "kernels/cpu/tree_sums-inl.h"
+#include "kernels/cpu/unroll-inl.h"
+#include "kernels/cpu/unrotated_chunk-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
@@ -25,93 +30,160 @@ namespace hn = hwy::HWY_NAMESPACE;
 constexpr double kSmallestNorm = 1e-12;    // of a key, before it is divided
 constexpr double kSmallestProduct = 1e-8;  // of the two norms under the cosine
 
-// Keys of one head, un-rotated if asked, a chunk at a time.
-class KeyChunks {
- public:
-  KeyChunks(const HeadProblem& problem, const KeyDiffArgs& args)
-      : problem_(problem),
-        args_(args),
-        keys_(args.keys[problem.layer]),
-        tile_(TakeTile<float>(problem.scratch, kChunkTokens, keys_.head_dim)) {}
-
-  // Once scratch.Taken() is ok.
-  void Clear() { std::fill(tile_.data, tile_.data + tile_.Size(), 0.0f); }
-  int64_t head_dim() const { return keys_.head_dim; }
-  const float* Row(int64_t r) const { return tile_.At(r); }
-
-  HWY_INLINE void Load(int64_t first, int64_t count) {
-    LoadRows(keys_, problem_.head, first, FirstRows(tile_, count));
-    for (int64_t r = 0; r < count && args_.unrotate != nullptr; ++r) {
-      const RotationTable& table = *args_.unrotate;
-      const int64_t angles = table.Row(problem_.layer, problem_.head, first + r);
-      TurnRow<Turn::kUnrotate>(RowOf(table, angles), tile_.At(r));
-    }
-  }
-
- private:
-  const HeadProblem& problem_;
-  const KeyDiffArgs& args_;
-  const KvRef& keys_;
-  TensorView<float, 2> tile_;
+// Working memory of one chunk.
+struct Chunk {
+  TensorView<float, 2> keys;  // [16, padded head_dim], un-rotated if asked
+  double* lanes;              // [16, 16] of sums
 };
 
-struct Anchor {
-  DimSums direction;  // its totals: mean unit key of the finite keys alive
-  double* norms;      // [tokens] of the keys, NaN for those not finite
+// Sums of the heads of one run.
+struct RunSums {
+  DimSums tile;
+  TensorView<double, 2> anchor;  // [heads, padded head_dim] mean unit key of the finite keys alive
+  int64_t* added;                // [heads]
+  TensorView<double, 2> row;     // [heads, padded tokens] norms, then scores
 };
 
-absl::Status FindAnchor(const Runner& runner, KeyChunks& chunks, TensorView<const uint8_t, 1> alive,
-                        Anchor& anchor) {
-  const int64_t tokens = alive.shape[0];
-  int64_t added = 0;
-  for (int64_t first = 0; first < tokens; first += kChunkTokens) {
-    KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
-    const int64_t count = std::min(kChunkTokens, tokens - first);
-    chunks.Load(first, count);
-    for (int64_t r = 0; r < count; ++r) {
-      const float* key = chunks.Row(r);
-      const bool finite = AllFinite(key, chunks.head_dim());
-      const double norm = std::sqrt(LaneDotAs<double>(key, key, chunks.head_dim()));
-      anchor.norms[first + r] = finite ? norm : kRowNaN;
-      if (!finite || alive(first + r) == 0) continue;
-      anchor.direction.Add(first + r, key, 1.0 / std::max(norm, kSmallestNorm));
-      ++added;
-    }
-    const int64_t next = first + kChunkTokens;
-    if (next % kTileTokens == 0 || next >= tokens) anchor.direction.CloseTile();
+template <class T>
+HWY_INLINE void LoadKeys(const KeyDiffArgs& args, const RowChunk<T>& chunk, KeyShape shape,
+                         const Chunk& memory) {
+  for (int64_t r = 0; r < kChunkTokens; ++r) {
+    chunk.Prefetch(r);
+    // Rows past the last one repeat it, but have no angles of their own.
+    if (r < chunk.count()) UnrotateKey(chunk, r, args.unrotate, shape, memory.keys.At(r));
   }
-  for (int64_t i = 0; i < chunks.head_dim() && added > 0; ++i) {
-    anchor.direction.totals()[i] /= static_cast<double>(added);
-  }
-  return absl::OkStatus();
 }
 
-absl::Status KeyDiffHead(const HeadProblem& problem, const KeyDiffArgs& args, ScoreView scores) {
-  Scratch& scratch = problem.scratch;
-  const KvRef& keys = args.keys[problem.layer];
-  const int64_t tokens = TokensOf(keys, problem.head, scores.shape[2]);
-  KeyChunks chunks(problem, args);
-  Anchor anchor = {DimSums(scratch, keys.head_dim), scratch.Take<double>(PadToLanes(tokens))};
-  KVERN_RETURN_IF_ERROR(scratch.Taken());
-  chunks.Clear();
-  anchor.direction.Clear();
-  const TensorView<const uint8_t, 1> alive = {
-      args.alive.At(problem.layer, problem.head), {tokens}, {args.alive.stride[2]}};
-  KVERN_RETURN_IF_ERROR(FindAnchor(problem.runner, chunks, alive, anchor));
-  const double* direction = anchor.direction.totals();
-  double* row = anchor.norms;
-  const double anchor_norm = std::sqrt(LaneDotAs<double>(direction, direction, keys.head_dim));
-  for (int64_t first = 0; first < tokens; first += kChunkTokens) {
-    KVERN_RETURN_IF_ERROR(CheckAtTile(problem.runner, first));
-    const int64_t count = std::min(kChunkTokens, tokens - first);
-    chunks.Load(first, count);
-    for (int64_t r = 0; r < count; ++r) {
-      double& norm_then_score = row[first + r];
-      const double product = std::max(norm_then_score * anchor_norm, kSmallestProduct);
-      norm_then_score = -LaneDotAs<double>(chunks.Row(r), direction, keys.head_dim) / product;
+// Lanes of sum x[r] * by[r] in f64 for 4 rows of `n` elements.
+template <class By>
+HWY_INLINE void WideLanes(TensorView<const float, 2> x, int64_t n, const By& by,
+                          double* HWY_RESTRICT lanes) {
+  constexpr int kRows = 4;
+  const LaneTag<double> d;
+  constexpr int kStep = static_cast<int>(hn::MaxLanes(d));
+  using V = hn::Vec<decltype(d)>;
+  for (int64_t part = 0; part < kLanes; part += kStep) {
+    V sum[kRows];
+    Unroll<kRows>([&](auto r) KVERN_INLINE_STEP { sum[r] = hn::Zero(d); });
+    int64_t i = part;
+    for (; i - part + kLanes <= n; i += kLanes) {
+      Unroll<kRows>([&](auto r) KVERN_INLINE_STEP {
+        const V key = LoadWide(d, x.At(r) + i);
+        sum[r] = hn::MulAdd(key, by(d, key, i), sum[r]);
+      });
     }
+    if (i < n) {
+      const auto present = Present(d, n - i);
+      Unroll<kRows>([&](auto r) KVERN_INLINE_STEP {
+        const V key = LoadWide(d, x.At(r) + i);
+        sum[r] = hn::IfThenElse(present, hn::MulAdd(key, by(d, key, i), sum[r]), sum[r]);
+      });
+    }
+    Unroll<kRows>([&](auto r)
+                      KVERN_INLINE_STEP { hn::Store(sum[r], d, lanes + r * kLanes + part); });
   }
-  StoreScores(row, tokens, ScoreRow(scores, problem));
+}
+
+// out [16] = LaneDot(key, by) in f64 of the chunk's keys.
+template <class By>
+HWY_INLINE void WideDots(const Chunk& memory, int64_t n, const By& by, double* HWY_RESTRICT out) {
+  for (int64_t r = 0; r < kChunkTokens; r += 4) {
+    const TensorView<const float, 2> rows = {
+        memory.keys.At(r), {4, memory.keys.shape[1]}, {memory.keys.stride[0], 1}};
+    WideLanes(rows, n, by, memory.lanes + r * kLanes);
+  }
+  StoreTreeSums16(memory.lanes, out);
+}
+
+// Norms of one chunk, NaN for keys that are not finite; unit keys of those alive join the anchor.
+template <class T>
+HWY_INLINE void AddChunk(const KeyDiffArgs& args, const RowChunk<T>& chunk, KeyShape shape,
+                         const Chunk& memory, RunSums& sums, int64_t i) {
+  const TokenTag d;
+  LoadKeys(args, chunk, shape, memory);
+  HWY_ALIGN double squares[kChunkTokens];
+  HWY_ALIGN double inverse[kChunkTokens];
+  WideDots(
+      memory, shape.head_dim, [](auto, auto key, int64_t) KVERN_INLINE_STEP { return key; },
+      squares);
+  double* norms = sums.row.At(i, chunk.first());
+  for (int64_t r = 0; r < kChunkTokens; r += TokenStep()) {
+    const TokenVec norm = hn::Sqrt(hn::Load(d, squares + r));
+    const TokenVec smallest = hn::Set(d, kSmallestNorm);
+    const TokenVec divisor = hn::IfThenElse(hn::Lt(norm, smallest), smallest, norm);
+    hn::Store(hn::Div(hn::Set(d, 1.0), divisor), d, inverse + r);
+    hn::Store(hn::IfThenElse(hn::IsFinite(norm), norm, hn::Set(d, kRowNaN)), d, norms + r);
+  }
+  for (int64_t r = 0; r < chunk.count(); ++r) {
+    if (args.alive(shape.layer, chunk.head(), chunk.first() + r) == 0) continue;
+    if (!std::isfinite(norms[r])) continue;
+    sums.tile.Add(r, memory.keys.At(r), inverse[r]);
+    ++sums.added[i];
+  }
+  if (chunk.EndsTurn()) sums.tile.CloseTile(sums.anchor.At(i));
+}
+
+struct Anchor {
+  const double* direction;  // [padded head_dim]
+  double norm;
+};
+
+// Replaces the norms of one chunk by scores: minus the cosine to the anchor.
+template <class T>
+HWY_INLINE void ScoreChunk(const KeyDiffArgs& args, const RowChunk<T>& chunk, KeyShape shape,
+                           const Chunk& memory, Anchor anchor, double* row) {
+  const TokenTag d;
+  LoadKeys(args, chunk, shape, memory);
+  HWY_ALIGN double dots[kChunkTokens];
+  WideDots(
+      memory, shape.head_dim,
+      [&](auto lanes, auto, int64_t at)
+          KVERN_INLINE_STEP { return hn::Load(lanes, anchor.direction + at); },
+      dots);
+  for (int64_t r = 0; r < kChunkTokens; r += TokenStep()) {
+    const TokenVec product = hn::Mul(hn::Load(d, row + r), hn::Set(d, anchor.norm));
+    const TokenVec smallest = hn::Set(d, kSmallestProduct);
+    const TokenVec divisor = hn::IfThenElse(hn::Lt(product, smallest), smallest, product);
+    hn::Store(hn::Div(hn::Neg(hn::Load(d, dots + r)), divisor), d, row + r);
+  }
+}
+
+absl::Status KeyDiffOfRun(const HeadRun& run, const KeyDiffArgs& args) {
+  Scratch& scratch = run.scratch;
+  const KvRef& keys = args.keys[run.layer];
+  const int64_t tokens = args.scores.shape[2];
+  RowChunks chunks(run, keys, ReadToUnrotate(args.unrotate, keys.head_dim));
+  const Chunk memory = {TakeTile<float>(scratch, kChunkTokens, keys.head_dim),
+                        scratch.Take<double>(kChunkTokens * kLanes)};
+  RunSums sums = {DimSums(scratch, keys.head_dim),
+                  TakeTile<double>(scratch, run.count, keys.head_dim),
+                  scratch.Take<int64_t>(run.count), TakeTile<double>(scratch, run.count, tokens)};
+  double* anchor_norms = scratch.Take<double>(run.count);
+  KVERN_RETURN_IF_ERROR(scratch.Taken());
+  std::fill(memory.keys.data, memory.keys.data + memory.keys.Size(), 0.0f);
+  sums.tile.Clear();
+  std::fill(sums.anchor.data, sums.anchor.data + sums.anchor.Size(), 0.0);
+  std::fill(sums.added, sums.added + run.count, 0);
+  const KeyShape shape = {run.layer, keys.head_dim};
+  KVERN_RETURN_IF_ERROR(chunks.ForEach(tokens, kTileTokens, [&](const auto& chunk) HWY_ATTR {
+    AddChunk(args, chunk, shape, memory, sums, chunk.head() - run.first);
+  }));
+  for (int64_t i = 0; i < run.count; ++i) {
+    double* anchor = sums.anchor.At(i);
+    const double count = static_cast<double>(std::max<int64_t>(sums.added[i], 1));
+    for (int64_t d = 0; d < keys.head_dim; ++d) anchor[d] /= count;
+    anchor_norms[i] = std::sqrt(LaneDotAs<double>(anchor, anchor, keys.head_dim));
+  }
+  KVERN_RETURN_IF_ERROR(chunks.ForEach(tokens, kChunkTokens, [&](const auto& chunk) HWY_ATTR {
+    const int64_t i = chunk.head() - run.first;
+    ScoreChunk(args, chunk, shape, memory, {sums.anchor.At(i), anchor_norms[i]},
+               sums.row.At(i, chunk.first()));
+  }));
+  for (int64_t i = 0; i < run.count; ++i) {
+    const int64_t head = run.first + i;
+    StoreScoreRow(sums.row.At(i), TokensOf(keys, head, tokens),
+                  {args.scores.At(run.layer, head), {tokens}, {args.scores.stride[2]}});
+  }
   return absl::OkStatus();
 }
 
@@ -121,11 +193,12 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvern::cpu {
 
-HWY_EXPORT(KeyDiffHead);
+HWY_EXPORT(KeyDiffOfRun);
 
-absl::Status KeyDiff(Runner& runner, const KeyDiffArgs& args, ScoreView scores) {
-  return ForEachHead(runner, scores.shape, [&](const HeadProblem& problem) {
-    return HWY_DYNAMIC_DISPATCH(KeyDiffHead)(problem, args, scores);
+absl::Status KeyDiff(Runner& runner, const KeyDiffArgs& args) {
+  const int64_t heads = NearHeads(args.keys, args.scores.shape[1]);
+  return ForEachHeadRun(runner, args.scores.shape, heads, [&](const HeadRun& run) {
+    return HWY_DYNAMIC_DISPATCH(KeyDiffOfRun)(run, args);
   });
 }
 

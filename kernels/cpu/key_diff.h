@@ -8,7 +8,7 @@
 
 namespace kvern::cpu {
 
-absl::Status KeyDiff(Runner& runner, const KeyDiffArgs& args, ScoreView scores);
+absl::Status KeyDiff(Runner& runner, const KeyDiffArgs& args);
 
 }  // namespace kvern::cpu
 

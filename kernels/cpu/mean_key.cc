@@ -1,4 +1,4 @@
-// Counted keys are un-rotated in a small tile and added coordinate by coordinate.
+// Counted keys are un-rotated one by one and added coordinate by coordinate, tile after tile.
 #include "kernels/cpu/mean_key.h"
 
 #include <algorithm>
@@ -13,45 +13,76 @@
 #include "kernels/base/coding.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cpu/dim_sums-inl.h"
+#include "kernels/cpu/head_runs.h"
 #include "kernels/cpu/heads.h"
-#include "kernels/cpu/rotation-inl.h"
+#include "kernels/cpu/row_chunks-inl.h"
 #include "kernels/cpu/rows-inl.h"
+#include "kernels/cpu/unrotated_chunk-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-absl::Status MeanKeyHead(const HeadProblem& problem, const MeanKeyArgs& args,
-                         TensorView<Float16, 3> mean) {
-  const auto [runner, scratch, layer, head] = problem;
-  const KvRef& keys = args.keys[layer];
-  const int64_t tokens = TokensOf(keys, head, args.counted.shape[2]);
-  const TensorView<float, 2> tile = TakeTile<float>(scratch, kChunkTokens, keys.head_dim);
-  DimSums sums(scratch, keys.head_dim);
-  KVERN_RETURN_IF_ERROR(scratch.Taken());
-  std::fill(tile.data, tile.data + tile.Size(), 0.0f);
-  sums.Clear();
-  int64_t added = 0;
-  for (int64_t first = 0; first < tokens; first += kChunkTokens) {
-    KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
-    const int64_t count = std::min(kChunkTokens, tokens - first);
-    LoadRows(keys, head, first, FirstRows(tile, count));
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t token = first + r;
-      float* key = tile.At(r);
-      if (args.counted(layer, head, token) == 0 || !AllFinite(key, keys.head_dim)) continue;
-      if (args.rotation != nullptr) {
-        const int64_t angles = args.rotation->Row(layer, head, token);
-        TurnRow<Turn::kUnrotate>(RowOf(*args.rotation, angles), key);
-      }
-      sums.Add(token, key, 1.0);
-      ++added;
-    }
-    const int64_t next = first + kChunkTokens;
-    if (next % kTileTokens == 0 || next >= tokens) sums.CloseTile();
+// row [n] as it lies; a 16-bit exponent of ones is infinity or NaN.
+HWY_INLINE bool IsFiniteRow(const float* row, int64_t n) { return AllFinite(row, n); }
+template <class T>
+HWY_INLINE bool IsFiniteRow(const T* row, int64_t n) {
+  const hn::CappedTag<uint16_t, kLanes> d;
+  constexpr uint16_t kInfinity = std::is_same_v<T, BFloat16> ? 0x7F80 : 0x7C00;
+  const auto magnitude = hn::Set(d, uint16_t{0x7FFF});
+  auto largest = hn::Zero(d);
+  for (int64_t i = 0; i < n; i += static_cast<int64_t>(hn::MaxLanes(d))) {
+    const auto bits = hn::LoadU(d, reinterpret_cast<const uint16_t*>(row) + i);
+    largest = hn::Max(largest, hn::And(bits, magnitude));
   }
-  for (int64_t i = 0; i < keys.head_dim; ++i) {
-    mean(layer, head, i) = RoundedMean(sums.totals()[i], added);
+  return hn::AllTrue(d, hn::Lt(largest, hn::Set(d, kInfinity)));
+}
+
+// Sums of the heads of one run.
+struct RunSums {
+  DimSums tile;
+  float* key;                   // [padded head_dim]
+  TensorView<double, 2> total;  // [heads, padded head_dim]
+  int64_t* added;               // [heads]
+};
+
+template <class T>
+HWY_INLINE void AddChunk(const MeanKeyArgs& args, const RowChunk<T>& chunk, KeyShape shape,
+                         const HeadRun& run, RunSums& sums) {
+  const int64_t i = chunk.head() - run.first;
+  for (int64_t r = 0; r < kChunkTokens; ++r) {
+    chunk.Prefetch(r);
+    if (r >= chunk.count() || args.counted(run.layer, chunk.head(), chunk.first() + r) == 0 ||
+        !IsFiniteRow(chunk.Row(r), shape.head_dim)) {
+      continue;
+    }
+    UnrotateKey(chunk, r, args.rotation, shape, sums.key);
+    sums.tile.Add(r, sums.key, 1.0);
+    ++sums.added[i];
+  }
+  if (chunk.EndsTurn()) sums.tile.CloseTile(sums.total.At(i));
+}
+
+absl::Status MeanKeyOfRun(const HeadRun& run, const MeanKeyArgs& args,
+                          TensorView<Float16, 3> mean) {
+  const KvRef& keys = args.keys[run.layer];
+  RowChunks chunks(run, keys, ReadToUnrotate(args.rotation, keys.head_dim));
+  RunSums sums = {DimSums(run.scratch, keys.head_dim),
+                  run.scratch.Take<float>(PadToLanes(keys.head_dim)),
+                  TakeTile<double>(run.scratch, run.count, keys.head_dim),
+                  run.scratch.Take<int64_t>(run.count)};
+  KVERN_RETURN_IF_ERROR(run.scratch.Taken());
+  sums.tile.Clear();
+  std::fill(sums.total.data, sums.total.data + sums.total.Size(), 0.0);
+  std::fill(sums.added, sums.added + run.count, 0);
+  const KeyShape shape = {run.layer, keys.head_dim};
+  KVERN_RETURN_IF_ERROR(chunks.ForEach(args.counted.shape[2], kTileTokens,
+                                       [&](const auto& chunk)
+                                           HWY_ATTR { AddChunk(args, chunk, shape, run, sums); }));
+  for (int64_t i = 0; i < run.count; ++i) {
+    for (int64_t d = 0; d < keys.head_dim; ++d) {
+      mean(run.layer, run.first + i, d) = RoundedMean(sums.total(i, d), sums.added[i]);
+    }
   }
   return absl::OkStatus();
 }
@@ -62,11 +93,12 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace kvern::cpu {
 
-HWY_EXPORT(MeanKeyHead);
+HWY_EXPORT(MeanKeyOfRun);
 
 absl::Status MeanKey(Runner& runner, const MeanKeyArgs& args, TensorView<Float16, 3> mean) {
-  return ForEachHead(runner, mean.shape, [&](const HeadProblem& problem) {
-    return HWY_DYNAMIC_DISPATCH(MeanKeyHead)(problem, args, mean);
+  const int64_t heads = NearHeads(args.keys, mean.shape[1]);
+  return ForEachHeadRun(runner, mean.shape, heads, [&](const HeadRun& run) {
+    return HWY_DYNAMIC_DISPATCH(MeanKeyOfRun)(run, args, mean);
   });
 }
 

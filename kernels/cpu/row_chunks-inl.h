@@ -28,6 +28,7 @@ struct ChunkPlace {
   int64_t head;
   int64_t first;
   int64_t count;
+  bool ends_turn;  // the head's turn is over
   const std::byte* row[kChunkTokens];
 };
 
@@ -41,6 +42,7 @@ struct RowChunk {
   int64_t head() const { return place.head; }
   int64_t first() const { return place.first; }
   int64_t count() const { return place.count; }
+  bool EndsTurn() const { return place.ends_turn; }
   HWY_INLINE const T* Row(int64_t r) const { return reinterpret_cast<const T*>(place.row[r]); }
 
   // Asks memory for a row that comes soon; called for every r, so that requests spread over work.
@@ -133,6 +135,7 @@ class RowChunks {
         place->head = head_;
         place->first = turn_ + at_;
         place->count = std::min(kChunkTokens, end - place->first);
+        place->ends_turn = place->first + place->count == end;
         at_ += kChunkTokens;
         return true;
       }
