@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "kernels/base/status_macros.h"
+#include "kernels/cpu/coding_order.h"
 #include "kernels/cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -16,7 +17,9 @@
 #include "kernels/cpu/hadamard-inl.h"
 #include "kernels/cpu/kv_row-inl.h"
 #include "kernels/cpu/lm4-inl.h"
+#include "kernels/cpu/register_encode-inl.h"
 #include "kernels/cpu/rotation-inl.h"
+#include "kernels/cpu/sanitise-inl.h"
 #include "kernels/cpu/squared_sum-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -24,22 +27,6 @@ namespace kvern::cpu::HWY_NAMESPACE {
 namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
-
-// NaN becomes 0, what is too large is clamped; the count of both. x [n] aligned, n = 16 k.
-int64_t Sanitise(float* HWY_RESTRICT x, int64_t n) {
-  const RowTag d;
-  const auto limit = hn::Set(d, kLargestCoded);
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; i += hn::Lanes(d)) {
-    const auto value = hn::Load(d, x + i);
-    const auto fine = hn::Le(hn::Abs(value), limit);
-    if (HWY_LIKELY(hn::AllTrue(d, fine))) continue;
-    count += static_cast<int64_t>(hn::Lanes(d) - hn::CountTrue(d, fine));
-    const auto clamped = hn::IfThenZeroElse(hn::IsNaN(value), hn::CopySign(limit, value));
-    hn::Store(hn::IfThenElse(fine, value, clamped), d, x + i);
-  }
-  return count;
-}
 
 float LargestMagnitude(const float* HWY_RESTRICT y, int64_t n) {
   const RowTag d;
@@ -204,8 +191,18 @@ class RowEncoder {
 absl::Status EncodeRow(const EncodeArgs& args, const PackedRow& row, Scratch& scratch,
                        EncodeCounts* counts) {
   KVERN_CHECK(IsSound(row, args.rows, std::ssize(args.packed)));
+  const KvRef& keys = args.rows[row.layer];
   scratch.Reset();
-  const int64_t padded = PaddedDim(args.rows[row.layer].head_dim);
+  if (FitsRegisters(keys) && static_cast<CodecId>(row.codec) != CodecId::kRaw16) {
+    KVERN_CHECK(SlotsEndBy(row, args.keep->Count(row.layer, row.kv_head)));
+    auto* batch = scratch.Take<EncodeBatch>(1);
+    KVERN_RETURN_IF_ERROR(scratch.Taken());
+    VisitDType(keys.dtype, [&](auto tag) HWY_ATTR {
+      *counts = RegisterEncoder<typename decltype(tag)::type>(args, row, *batch).Encode();
+    });
+    return absl::OkStatus();
+  }
+  const int64_t padded = PaddedDim(keys.head_dim);
   const Buffers buffers = {scratch.Take<float>(padded), scratch.Take<float>(padded),
                            scratch.Take<float>(padded)};
   KVERN_RETURN_IF_ERROR(scratch.Taken());
@@ -226,10 +223,12 @@ HWY_EXPORT(EncodeRow);
 
 absl::Status Encode(Runner& runner, const EncodeArgs& args, EncodeCounts* counts) {
   std::vector<EncodeCounts> coded(args.table.size());
-  KVERN_RETURN_IF_ERROR(runner.ForEach(std::ssize(args.table), [&](int64_t item, int worker) {
+  const std::vector<int32_t> order = CodingOrder(args.table);
+  KVERN_RETURN_IF_ERROR(runner.ForEach(std::ssize(order), [&](int64_t item, int worker) {
     KVERN_RETURN_IF_ERROR(runner.Check());
-    return HWY_DYNAMIC_DISPATCH(EncodeRow)(args, args.table[item], runner.ScratchOf(worker),
-                                           &coded[item]);
+    const int32_t row = order[item];
+    return HWY_DYNAMIC_DISPATCH(EncodeRow)(args, args.table[row], runner.ScratchOf(worker),
+                                           &coded[row]);
   }));
   // In table order, whoever coded what.
   *counts = {};
