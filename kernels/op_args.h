@@ -47,7 +47,9 @@ struct TriAttentionArgs {
 };
 
 // Logits of expected attention: <linear, k> + sum_j <factor_j, k>^2 + sum_i diagonal_i k_i^2, or
-// with `full` <linear, k> + sum_i k_i <factor_i, k> (then rank = head_dim, diagonal empty).
+// with `full` <linear, k> + sum_i k_i <factor_i, k> (then rank = head_dim, diagonal empty). The
+// first form takes its dots in f32 on centred keys, whose logits differ by a constant that the
+// softmax does not see; the full form is in f64. A moment outside f32 leaves no score.
 struct ExpectedAttentionArgs {
   LayerRefs keys;
   LayerRefs values;  // read only with value_norm

@@ -39,6 +39,8 @@ class CentredKeys {
 
   int64_t tokens() const { return tokens_; }
   int64_t head_dim() const { return keys_.head_dim; }
+  // [padded head_dim]
+  const float* reference() const { return reference_; }
   // [count, padded head_dim] of the last Load.
   TensorView<float, 2> rows() const { return FirstRows(rows_, count_); }
   TensorView<float, 2> centred() const { return FirstRows(centred_, count_); }

@@ -12,9 +12,11 @@
 // After foreach_target.h, which decides for what it is compiled.
 #include "hwy/highway.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/cpu/centred_keys-inl.h"
 #include "kernels/cpu/dots-inl.h"
 #include "kernels/cpu/heads.h"
 #include "kernels/cpu/rows-inl.h"
+#include "kernels/cpu/skinny_dots-inl.h"
 #include "kernels/cpu/token_rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -23,153 +25,230 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr double kSmallestValueNorm = 1e-30;  // under a logarithm (ruling 7)
 
-// Moments of the query heads of one group, packed for LaneDots.
-struct QueryMoments {
-  TensorView<double, 2> vectors;   // [group * (1 + rank), padded head_dim]: linear, then factors
-  TensorView<double, 2> diagonal;  // [group, padded head_dim]; none with `full`
-  int64_t size;                    // query heads
-  int64_t per_head;                // 1 + rank
+// What one pass over keys and values leaves.
+struct Rows {
+  TensorView<double, 2> logits;  // [group, padded tokens], NaN for tokens that are not counted
+  float* norms;                  // [padded tokens] |value|, with value_norm
 };
 
-QueryMoments TakeMoments(Scratch& scratch, const ExpectedAttentionArgs& args, int64_t size) {
+struct QueryHead {
+  int64_t layer;
+  int64_t q_head;
+  int64_t g;  // in its group
+};
+
+// Tokens that are not counted have no logit. counted: [count] from token `first` on.
+HWY_INLINE void MaskLogits(TensorView<const uint8_t, 1> counted, int64_t first,
+                           TensorView<double, 2> logits) {
+  for (int64_t r = 0; r < counted.shape[0]; ++r) {
+    if (counted(r) != 0) continue;
+    for (int64_t g = 0; g < logits.shape[0]; ++g) logits(g, first + r) = kRowNaN;
+  }
+}
+
+NormReader ValueReader(const HeadProblem& problem, const ExpectedAttentionArgs& args) {
+  const KvRef& values = args.value_norm ? args.values[problem.layer] : args.keys[problem.layer];
+  return {values, problem.head, TakeTile<float>(problem.scratch, kChunkTokens, values.head_dim)};
+}
+
+// Moments of the query heads of one group around the reference key (ref/expected_attention.cc).
+struct CentredForms {
+  TensorView<float, 2> vectors;   // [group * (1 + rank), padded head_dim]: slope, then factors
+  TensorView<float, 2> diagonal;  // [group, padded head_dim]
+  double* slope;                  // [padded head_dim] before it is rounded
+  double* factor;                 // the same
+  int64_t per_head;               // 1 + rank
+};
+
+CentredForms TakeForms(Scratch& scratch, const ExpectedAttentionArgs& args, int64_t group) {
   const int64_t head_dim = args.linear.shape[2];
   const int64_t per_head = 1 + int64_t{args.rank};
-  // The full form reads factors as rows, which LaneDots takes eight at a time.
-  TensorView<double, 2> vectors = TakeTile<double>(scratch, size * per_head + kPanelRows, head_dim);
-  return {FirstRows(vectors, size * per_head),
-          TakeTile<double>(scratch, args.full ? 0 : size, head_dim), size, per_head};
+  return {TakeTile<float>(scratch, group * per_head, head_dim),
+          TakeTile<float>(scratch, group, head_dim), scratch.Take<double>(PadToLanes(head_dim)),
+          scratch.Take<double>(PadToLanes(head_dim)), per_head};
 }
 
-void FillMoments(const HeadProblem& problem, const ExpectedAttentionArgs& args,
-                 const QueryMoments& moments) {
+// Fills the vectors of query head g of the group.
+void FillForm(const ExpectedAttentionArgs& args, const CentredKeys& keys, const QueryHead& query,
+              const CentredForms& forms) {
+  const auto [layer, q_head, g] = query;
   const int64_t head_dim = args.linear.shape[2];
-  for (int64_t g = 0; g < moments.size; ++g) {
-    const int64_t layer = problem.layer;
-    const int64_t q_head = problem.head * moments.size + g;
-    const int64_t first = g * moments.per_head;
-    CopyVector<double>({args.linear.At(layer, q_head), {head_dim}, {args.linear.stride[2]}},
-                       moments.vectors.At(first));
-    for (int64_t j = 0; j < args.rank; ++j) {
-      CopyVector<double>({args.factors.At(layer, q_head, j), {head_dim}, {args.factors.stride[3]}},
-                         moments.vectors.At(first + 1 + j));
-    }
-    if (args.full) continue;
-    CopyVector<double>({args.diagonal.At(layer, q_head), {head_dim}, {args.diagonal.stride[2]}},
-                       moments.diagonal.At(g));
+  const float* reference = keys.reference();
+  double* slope = forms.slope;
+  const TensorView<const double, 1> diagonal = {
+      args.diagonal.At(layer, q_head), {head_dim}, {args.diagonal.stride[2]}};
+  CopyVector<double>({args.linear.At(layer, q_head), {head_dim}, {args.linear.stride[2]}}, slope);
+  for (int64_t j = 0; j < args.rank; ++j) {
+    const TensorView<const double, 1> factor = {
+        args.factors.At(layer, q_head, j), {head_dim}, {args.factors.stride[3]}};
+    CopyVector<double>(factor, forms.factor);
+    const double twice = 2.0 * LaneDotAs<double>(forms.factor, reference, head_dim);
+    for (int64_t d = 0; d < head_dim; ++d) slope[d] = std::fma(twice, forms.factor[d], slope[d]);
+    CopySkinnyVector(factor, forms.vectors.At(g * forms.per_head + 1 + j));
   }
+  for (int64_t d = 0; d < head_dim; ++d) {
+    slope[d] = std::fma(2.0 * diagonal(d), double{reference[d]}, slope[d]);
+  }
+  CopySkinnyVector<double>({slope, {head_dim}, {1}}, forms.vectors.At(g * forms.per_head));
+  CopySkinnyVector(diagonal, forms.diagonal.At(g));
 }
 
-// A chunk of keys in f64 and what the moments make of it.
-struct Chunk {
-  TensorView<float, 2> rows;       // [kChunkTokens, padded head_dim]
-  TensorView<double, 2> keys;      // the same
-  TensorView<double, 2> squares;   // the same, squared
-  TensorView<double, 2> dots;      // [group * (1 + rank), kChunkTokens]
-  TensorView<double, 2> diagonal;  // [group, kChunkTokens]
-  TensorView<double, 2> images;    // [kChunkTokens, padded rank]: only the full form
-  int64_t count = 0;               // tokens in it
+// A chunk of keys and what the forms make of it.
+struct ChunkDots {
+  QuadTile vectors;   // of CentredForms::vectors
+  QuadTile diagonal;  // of CentredForms::diagonal, with squares
 };
 
-Chunk TakeChunk(Scratch& scratch, const ExpectedAttentionArgs& args, const QueryMoments& moments) {
-  const int64_t head_dim = args.linear.shape[2];
-  return {TakeTile<float>(scratch, kChunkTokens, head_dim),
-          TakeTile<double>(scratch, kChunkTokens, head_dim),
-          TakeTile<double>(scratch, kChunkTokens, head_dim),
-          TakeTile<double>(scratch, moments.size * moments.per_head, kChunkTokens),
-          TakeTile<double>(scratch, moments.size, kChunkTokens),
-          TakeTile<double>(scratch, kChunkTokens, args.rank + kPanelRows),
-          0};
+ChunkDots TakeDots(Scratch& scratch, const CentredForms& forms) {
+  const auto take = [&](int64_t vectors) {
+    const int64_t stride = PadToQuad(vectors) * kQuad;
+    return QuadTile{scratch.Take<float>(kChunkTokens / kQuad * stride), stride};
+  };
+  return {take(forms.vectors.shape[0]), take(forms.diagonal.shape[0])};
 }
 
-// Squares of f32 are exact in f64.
-HWY_INLINE void WidenChunk(const Chunk& chunk) {
-  const TokenTag d;
-  const hn::Rebind<float, TokenTag> narrow;
-  const int64_t elements = chunk.count * chunk.rows.stride[0];
-  for (int64_t i = 0; i < elements; i += TokenStep()) {
-    const TokenVec x = hn::PromoteTo(d, hn::Load(narrow, chunk.rows.data + i));
-    hn::Store(x, d, chunk.keys.data + i);
-    hn::Store(hn::Mul(x, x), d, chunk.squares.data + i);
+// logits [kChunkTokens at the chunk] of query head g.
+HWY_INLINE void CombineDots(const CentredForms& forms, const ChunkDots& dots, int64_t g,
+                            double* logits) {
+  const hn::CappedTag<double, kQuad> d;
+  const hn::Rebind<float, decltype(d)> narrow;
+  const int64_t first = g * forms.per_head;
+  for (int64_t r = 0; r < kChunkTokens; r += static_cast<int64_t>(hn::MaxLanes(d))) {
+    const int64_t quad = r / kQuad;
+    const auto dot = [&](const QuadTile& tile, int64_t vector) HWY_ATTR {
+      return hn::PromoteTo(d, hn::Load(narrow, tile.At(quad, vector) + r % kQuad));
+    };
+    auto logit = dot(dots.vectors, first);
+    for (int64_t j = 1; j < forms.per_head; ++j) {
+      const auto image = dot(dots.vectors, first + j);
+      logit = hn::MulAdd(image, image, logit);
+    }
+    hn::Store(hn::Add(logit, dot(dots.diagonal, g)), d, logits + r);
   }
 }
 
-HWY_INLINE DotBlock<double> DotsOf(TensorView<double, 2> rows, int64_t count,
-                                   TensorView<double, 2> vectors, int64_t n) {
+HWY_INLINE SkinnyBlock BlockOf(TensorView<float, 2> rows, TensorView<float, 2> vectors, int64_t n) {
   return {.rows = rows.data,
           .row_stride = rows.stride[0],
-          .row_count = count,
+          .row_count = PadToQuad(rows.shape[0]),
           .vectors = vectors.data,
           .vector_stride = vectors.stride[0],
           .vector_count = vectors.shape[0],
           .n = n};
 }
 
-// logits [group, kChunkTokens at the chunk] of the low-rank form.
-HWY_INLINE void LowRankLogits(const QueryMoments& moments, const Chunk& chunk, int64_t g,
-                              double* logits) {
-  const TokenTag d;
-  const int64_t first = g * moments.per_head;
-  for (int64_t r = 0; r < kChunkTokens; r += TokenStep()) {
-    TokenVec logit = hn::Load(d, chunk.dots.At(first, r));
-    for (int64_t j = 1; j < moments.per_head; ++j) {
-      const TokenVec image = hn::Load(d, chunk.dots.At(first + j, r));
-      logit = hn::MulAdd(image, image, logit);
-    }
-    hn::Store(hn::Add(logit, hn::Load(d, chunk.diagonal.At(g, r))), d, logits + r);
-  }
-}
-
-// The same of the full form: the factors are the rows of a matrix, so a key has one image.
-HWY_INLINE void FullLogits(const QueryMoments& moments, const Chunk& chunk, int64_t g,
-                           double* logits) {
-  const int64_t count = chunk.count;
-  const int64_t rank = moments.per_head - 1;
-  const int64_t first = g * moments.per_head;
-  const int64_t head_dim = rank;
-  TensorView<double, 2> factors = moments.vectors;
-  factors.data = moments.vectors.At(first + 1);
-  TensorView<double, 2> keys = FirstRows(chunk.keys, count);
-  LaneDots(DotsOf(factors, rank, keys, head_dim), chunk.images);
-  HWY_ALIGN double linear[kChunkTokens];
-  TensorView<double, 2> vector = moments.vectors;
-  vector.data = moments.vectors.At(first);
-  vector.shape[0] = 1;
-  LaneDots(DotsOf(keys, count, vector, head_dim), DenseView(linear, 1, kChunkTokens));
-  for (int64_t r = 0; r < count; ++r) {
-    logits[r] = linear[r] + LaneDotAs<double>(chunk.images.At(r), keys.At(r), head_dim);
-  }
-}
-
-absl::Status FillLogits(const HeadProblem& problem, const ExpectedAttentionArgs& args,
-                        const QueryMoments& moments, TensorView<double, 2> logits) {
+absl::Status LowRankLogits(const HeadProblem& problem, const ExpectedAttentionArgs& args,
+                           const Rows& out) {
   const auto [runner, scratch, layer, head] = problem;
-  const int64_t tokens = logits.shape[1];
-  const int64_t head_dim = args.linear.shape[2];
+  const TensorView<double, 2> logits = out.logits;
+  const int64_t group = logits.shape[0];
   const uint8_t* counted = args.counted.At(layer, head);
-  Chunk chunk = TakeChunk(scratch, args, moments);
+  CentredKeys keys(problem, args.keys[layer], logits.shape[1]);
+  const CentredForms forms = TakeForms(scratch, args, group);
+  const ChunkDots dots = TakeDots(scratch, forms);
+  const NormReader values = ValueReader(problem, args);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
-  std::fill(chunk.rows.data, chunk.rows.data + chunk.rows.Size(), 0.0f);
+  keys.FindReference(counted);
+  for (int64_t g = 0; g < group; ++g) FillForm(args, keys, {layer, head * group + g, g}, forms);
+  for (int64_t first = 0; first < keys.tokens(); first += kChunkTokens) {
+    KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
+    const int64_t count = std::min(kChunkTokens, keys.tokens() - first);
+    keys.Load(first, count);
+    const int64_t head_dim = keys.head_dim();
+    SkinnyDots<RowPower::kOne>(BlockOf(keys.centred(), forms.vectors, head_dim), dots.vectors);
+    SkinnyDots<RowPower::kSquare>(BlockOf(keys.centred(), forms.diagonal, head_dim), dots.diagonal);
+    for (int64_t g = 0; g < group; ++g) CombineDots(forms, dots, g, logits.At(g, first));
+    MaskLogits({counted + first, {count}, {1}}, first, logits);
+    if (args.value_norm) values.Read(first, count, out.norms + first);
+  }
+  return absl::OkStatus();
+}
+
+// The full form in f64: the factors are the rows of a matrix, so a key has one image.
+struct FullForm {
+  TensorView<double, 2> vectors;  // [1 + head_dim, padded head_dim]: linear, then factors
+  TensorView<double, 2> keys;     // [kChunkTokens, padded head_dim]
+  TensorView<double, 2> images;   // the same: <factor, key>
+  double* linear;                 // [kChunkTokens] <linear, key>
+};
+
+FullForm TakeFullForm(Scratch& scratch, int64_t head_dim) {
+  // LaneDots takes eight rows at a time.
+  const int64_t images = head_dim + kPanelRows;
+  return {FirstRows(TakeTile<double>(scratch, 1 + images, head_dim), 1 + head_dim),
+          TakeTile<double>(scratch, kChunkTokens, head_dim),
+          TakeTile<double>(scratch, kChunkTokens, images), scratch.Take<double>(kChunkTokens)};
+}
+
+void FillFullForm(const ExpectedAttentionArgs& args, const QueryHead& query, const FullForm& form) {
+  const int64_t head_dim = args.linear.shape[2];
+  CopyVector<double>(
+      {args.linear.At(query.layer, query.q_head), {head_dim}, {args.linear.stride[2]}},
+      form.vectors.At(0));
+  for (int64_t j = 0; j < head_dim; ++j) {
+    CopyVector<double>(
+        {args.factors.At(query.layer, query.q_head, j), {head_dim}, {args.factors.stride[3]}},
+        form.vectors.At(1 + j));
+  }
+}
+
+HWY_INLINE DotBlock<double> DotsOf(TensorView<double, 2> rows, TensorView<double, 2> vectors,
+                                   int64_t n) {
+  return {.rows = rows.data,
+          .row_stride = rows.stride[0],
+          .row_count = rows.shape[0],
+          .vectors = vectors.data,
+          .vector_stride = vectors.stride[0],
+          .vector_count = vectors.shape[0],
+          .n = n};
+}
+
+// logits [keys] of a chunk of keys.
+HWY_INLINE void FullChunk(const FullForm& form, TensorView<float, 2> rows, double* logits) {
+  const TokenTag d;
+  const hn::Rebind<float, TokenTag> narrow;
+  const int64_t head_dim = form.vectors.shape[0] - 1;
+  const TensorView<double, 2> keys = FirstRows(form.keys, rows.shape[0]);
+  for (int64_t i = 0; i < rows.shape[0] * rows.stride[0]; i += TokenStep()) {
+    hn::Store(hn::PromoteTo(d, hn::Load(narrow, rows.data + i)), d, keys.data + i);
+  }
+  TensorView<double, 2> factors = form.vectors;
+  factors.data = form.vectors.At(1);
+  factors.shape[0] = head_dim;
+  LaneDots(DotsOf(factors, keys, head_dim), form.images);
+  LaneDots(DotsOf(keys, FirstRows(form.vectors, 1), head_dim),
+           DenseView(form.linear, 1, kChunkTokens));
+  for (int64_t r = 0; r < keys.shape[0]; ++r) {
+    logits[r] = form.linear[r] + LaneDotAs<double>(form.images.At(r), keys.At(r), head_dim);
+  }
+}
+
+absl::Status FullLogits(const HeadProblem& problem, const ExpectedAttentionArgs& args,
+                        const Rows& out) {
+  const auto [runner, scratch, layer, head] = problem;
+  const TensorView<double, 2> logits = out.logits;
+  const int64_t tokens = logits.shape[1];
+  const uint8_t* counted = args.counted.At(layer, head);
+  const FullForm form = TakeFullForm(scratch, args.linear.shape[2]);
+  const TensorView<float, 2> tile = TakeTile<float>(scratch, kChunkTokens, args.linear.shape[2]);
+  const NormReader values = ValueReader(problem, args);
+  KVERN_RETURN_IF_ERROR(scratch.Taken());
+  std::fill(tile.data, tile.data + tile.Size(), 0.0f);
+  for (int64_t g = 0; g < logits.shape[0]; ++g) {
+    FillFullForm(args, {layer, head * logits.shape[0] + g, g}, form);
+    for (int64_t first = 0; first < tokens; first += kChunkTokens) {
+      KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
+      const int64_t count = std::min(kChunkTokens, tokens - first);
+      const TensorView<float, 2> rows = FirstRows(tile, count);
+      LoadRows(args.keys[layer], head, first, rows);
+      FullChunk(form, rows, logits.At(g, first));
+    }
+  }
   for (int64_t first = 0; first < tokens; first += kChunkTokens) {
     KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
     const int64_t count = std::min(kChunkTokens, tokens - first);
-    chunk.count = count;
-    LoadRows(args.keys[layer], head, first, FirstRows(chunk.rows, count));
-    WidenChunk(chunk);
-    if (!args.full) {
-      LaneDots(DotsOf(chunk.keys, count, moments.vectors, head_dim), chunk.dots);
-      LaneDots(DotsOf(chunk.squares, count, moments.diagonal, head_dim), chunk.diagonal);
-    }
-    for (int64_t g = 0; g < moments.size; ++g) {
-      double* row = logits.At(g, first);
-      if (args.full) {
-        FullLogits(moments, chunk, g, row);
-      } else {
-        LowRankLogits(moments, chunk, g, row);
-      }
-      for (int64_t r = 0; r < count; ++r) {
-        if (counted[first + r] == 0) row[r] = kRowNaN;
-      }
-    }
+    MaskLogits({counted + first, {count}, {1}}, first, logits);
+    if (args.value_norm) values.Read(first, count, out.norms + first);
   }
   return absl::OkStatus();
 }
@@ -192,15 +271,16 @@ void MeanProbabilities(TensorView<double, 2> logits, SoftMax* soft_max, double e
   }
 }
 
-// The logarithm of the same without leaving log space (ruling 7).
-void LogMeanProbabilities(TensorView<double, 2> logits, SoftMax* soft_max) {
+// The logarithm of the same without leaving log space (ruling 7). log_sums: [group], working
+// memory.
+void LogMeanProbabilities(TensorView<double, 2> logits, double* HWY_RESTRICT log_sums) {
   const TokenTag d;
   const int64_t size = logits.shape[0];
   for (int64_t g = 0; g < size; ++g) {
-    soft_max[g] = SoftMaxOf(logits.At(g), logits.shape[1], /*exponentials=*/nullptr);
+    log_sums[g] = SoftMaxOf(logits.At(g), logits.shape[1], /*exponentials=*/nullptr).LogSum();
   }
   const auto log_probability = [&](int64_t g, int64_t token) HWY_ATTR {
-    return hn::Sub(hn::Load(d, logits.At(g, token)), hn::Set(d, soft_max[g].LogSum()));
+    return hn::Sub(hn::Load(d, logits.At(g, token)), hn::Set(d, log_sums[g]));
   };
   for (int64_t token = 0; token < logits.shape[1]; token += TokenStep()) {
     TokenVec largest = hn::Set(d, -kRowInfinity);
@@ -215,32 +295,22 @@ void LogMeanProbabilities(TensorView<double, 2> logits, SoftMax* soft_max) {
 }
 
 // Weighs each score by the norm of its value.
-absl::Status WeighByValues(const HeadProblem& problem, const ExpectedAttentionArgs& args,
-                           int64_t tokens, double* row) {
-  const KvRef& values = args.values[problem.layer];
-  const NormReader reader = {values, problem.head,
-                             TakeTile<float>(problem.scratch, kChunkTokens, values.head_dim)};
-  KVERN_RETURN_IF_ERROR(problem.scratch.Taken());
+void WeighByValues(const ExpectedAttentionArgs& args, const float* norms, int64_t tokens,
+                   double* row) {
   const TokenTag d;
   const hn::Rebind<float, TokenTag> narrow;
-  for (int64_t first = 0; first < tokens; first += kChunkTokens) {
-    KVERN_RETURN_IF_ERROR(CheckAtTile(problem.runner, first));
-    HWY_ALIGN float norms[kChunkTokens] = {};
-    reader.Read(first, std::min(kChunkTokens, tokens - first), norms);
-    for (int64_t r = 0; r < kChunkTokens; r += TokenStep()) {
-      TokenVec norm = hn::PromoteTo(d, hn::Load(narrow, norms + r));
-      TokenVec score = hn::Load(d, row + first + r);
-      if (args.log) {
-        const TokenVec floor = hn::Set(d, kSmallestValueNorm);
-        norm = hn::IfThenElse(hn::Lt(norm, floor), floor, norm);
-        score = hn::Add(score, VectorLog(d, norm));
-      } else {
-        score = hn::Mul(score, norm);
-      }
-      hn::Store(score, d, row + first + r);
+  const TokenVec floor = hn::Set(d, kSmallestValueNorm);
+  for (int64_t token = 0; token < tokens; token += TokenStep()) {
+    TokenVec norm = hn::PromoteTo(d, hn::Load(narrow, norms + token));
+    TokenVec score = hn::Load(d, row + token);
+    if (args.log) {
+      norm = hn::IfThenElse(hn::Lt(norm, floor), floor, norm);
+      score = hn::Add(score, VectorLog(d, norm));
+    } else {
+      score = hn::Mul(score, norm);
     }
+    hn::Store(score, d, row + token);
   }
-  return absl::OkStatus();
 }
 
 absl::Status ExpectedAttentionHead(const HeadProblem& problem, const ExpectedAttentionArgs& args,
@@ -248,22 +318,22 @@ absl::Status ExpectedAttentionHead(const HeadProblem& problem, const ExpectedAtt
   Scratch& scratch = problem.scratch;
   const KvRef& keys = args.keys[problem.layer];
   const int64_t tokens = TokensOf(keys, problem.head, scores.shape[2]);
-  const QueryMoments moments = TakeMoments(scratch, args, args.q_heads / scores.shape[1]);
-  TensorView<double, 2> logits = TakeTile<double>(scratch, moments.size, tokens);
-  logits.shape[1] = tokens;
-  SoftMax* soft_max = scratch.Take<SoftMax>(moments.size);
+  const int64_t group = args.q_heads / scores.shape[1];
+  Rows rows = {TakeTile<double>(scratch, group, tokens),
+               scratch.Take<float>(args.value_norm ? PadToLanes(tokens) : 0)};
+  rows.logits.shape[1] = tokens;
+  SoftMax* soft_max = scratch.Take<SoftMax>(group);
+  double* log_sums = scratch.Take<double>(group);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
-  FillMoments(problem, args, moments);
-  KVERN_RETURN_IF_ERROR(FillLogits(problem, args, moments, logits));
+  KVERN_RETURN_IF_ERROR(args.full ? FullLogits(problem, args, rows)
+                                  : LowRankLogits(problem, args, rows));
   if (args.log) {
-    LogMeanProbabilities(logits, soft_max);
+    LogMeanProbabilities(rows.logits, log_sums);
   } else {
-    MeanProbabilities(logits, soft_max, double{args.epsilon});
+    MeanProbabilities(rows.logits, soft_max, double{args.epsilon});
   }
-  if (args.value_norm) {
-    KVERN_RETURN_IF_ERROR(WeighByValues(problem, args, tokens, logits.data));
-  }
-  StoreScores(logits.data, tokens, ScoreRow(scores, problem));
+  if (args.value_norm) WeighByValues(args, rows.norms, tokens, rows.logits.data);
+  StoreScores(rows.logits.data, tokens, ScoreRow(scores, problem));
   return absl::OkStatus();
 }
 

@@ -1,9 +1,11 @@
-// ExpectedAttention of a cohort in two launches: logits and value norms, scores.
+// ExpectedAttention of a cohort in three launches: reference keys, logits and value norms, scores.
+// The full form needs the last two.
 #include "kernels/cuda/expected_attention.h"
 
 #include <vector>
 
 #include "kernels/base/status_macros.h"
+#include "kernels/cuda/centre_keys.h"
 #include "kernels/cuda/op.h"
 #include "kernels/cuda/ops.h"
 
@@ -43,7 +45,16 @@ absl::Status ExpectedAttention(DeviceContext& device,
   params.norms = op.Scratch<float>(params.rows.tile_count * kTile);
   params.totals = op.Scratch<SoftMaxTotal>(params.rows.count * params.group);
   params.scores = op.AddScores(scores, Access::kWrite);
+  const int32_t head_dim = params.rows.keys.shape.head_dim;
+  CentreKeysParams centre;
+  centre.rows = params.rows;
+  centre.candidates = params.counted;
+  // A constant in a logit changes nothing: no vector wants its product with the reference.
+  centre.vectors = op.Upload(std::vector<QueryVectors>(cohort.size()));
+  centre.reference = op.Scratch<float>(params.rows.count * head_dim);
+  params.reference = centre.reference;
   KVERN_RETURN_IF_ERROR(op.Ready());
+  if (!params.full) op.Launched(LaunchCentreKeys(centre, op.stream()));
   op.Launched(LaunchExpectedLogits(params, op.stream()));
   op.Launched(LaunchExpectedAttention(params, op.stream()));
   return op.End();

@@ -1,5 +1,5 @@
-// The launches of ExpectedAttention: logits of every query head and norms of the values, then
-// scores.
+// The launches of ExpectedAttention: reference keys (centre_keys.h), logits of every query head and
+// norms of the values, then scores.
 #ifndef KVERN_KERNELS_CUDA_EXPECTED_ATTENTION_H_
 #define KVERN_KERNELS_CUDA_EXPECTED_ATTENTION_H_
 
@@ -27,6 +27,7 @@ struct ExpectedAttentionParams {
   Rows values;                            // with value_norm
   const QueryMoments* moments = nullptr;  // [sequences]
   const MaskRow* counted = nullptr;       // [rows]
+  const float* reference = nullptr;       // [rows, head_dim]; unused with full
   int32_t q_heads = 0;
   int32_t group = 0;  // query heads per kv_head
   int32_t rank = 0;

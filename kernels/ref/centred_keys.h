@@ -20,6 +20,9 @@ class CentredKeys {
   }
 
   int64_t tokens() const { return tokens_; }
+  int32_t head_dim() const { return keys_.head_dim; }
+  // [head_dim] the reference key, in f64.
+  std::vector<double> Reference() const { return {reference_.begin(), reference_.end()}; }
   const float* row() const { return row_.data(); }          // [head_dim] of the token loaded last
   const float* centred() const { return centred_.data(); }  // the same minus the reference key
 
@@ -30,8 +33,7 @@ class CentredKeys {
   // <vector, reference key> over the first `n` coordinates, in f64.
   double ReferenceDot(const float* vector, int64_t n) const {
     const std::vector<double> a(vector, vector + n);
-    const std::vector<double> b(reference_.begin(), reference_.begin() + n);
-    return LaneDot(a.data(), b.data(), n);
+    return LaneDot(a.data(), Reference().data(), n);
   }
 
  private:

@@ -5,8 +5,10 @@
 #include <limits>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "kernels/base/math.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/ref/centred_keys.h"
 #include "kernels/ref/rows.h"
 #include "kernels/ref/soft_max.h"
 
@@ -17,6 +19,7 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 constexpr double kSmallestValueNorm = 1e-30;  // under a logarithm (ruling 7)
 
 using Vector = std::vector<double>;
+using FloatVector = std::vector<float>;
 
 Vector Dense(const double* from, int64_t stride, int64_t n) {
   Vector to(n);
@@ -24,8 +27,11 @@ Vector Dense(const double* from, int64_t stride, int64_t n) {
   return to;
 }
 
-double Dot(const Vector& a, const Vector& b) {
-  return LaneDot(a.data(), b.data(), static_cast<int64_t>(b.size()));
+FloatVector Rounded(const Vector& from) { return FloatVector(from.begin(), from.end()); }
+
+template <class T>
+double Dot(const std::vector<T>& a, const T* b) {
+  return double{LaneDot(a.data(), b, static_cast<int64_t>(a.size()))};
 }
 
 // Moments of one query head.
@@ -49,19 +55,68 @@ Query QueryOf(const ExpectedAttentionArgs& args, int64_t layer, int64_t q_head) 
   return query;
 }
 
-double Logit(const Query& query, const Vector& key) {
-  double logit = Dot(query.linear, key);
-  Vector images;
-  for (const Vector& factor : query.factors) images.push_back(Dot(factor, key));
-  if (query.diagonal.empty()) {
-    logit += Dot(images, key);
-  } else {
-    Vector squares;
-    for (const double x : key) squares.push_back(x * x);
-    for (const double image : images) logit = std::fma(image, image, logit);
-    logit += Dot(query.diagonal, squares);
+// The low-rank form around the reference key r: with key = r + c the logit is a constant, which the
+// softmax does not see, and the same form of c whose linear part is the slope at r. c is small
+// where keys share a large bias, so f32 dot products keep their digits (ruling 6).
+class CentredForm {
+ public:
+  CentredForm(const Query& query, const Vector& reference)
+      : slope_(Rounded(SlopeAt(query, reference))), diagonal_(Rounded(query.diagonal)) {
+    for (const Vector& factor : query.factors) factors_.push_back(Rounded(factor));
   }
-  return std::isfinite(logit) ? logit : kNaN;
+
+  // centred: [head_dim] key minus reference key.
+  double Logit(const float* centred) const {
+    double logit = Dot(slope_, centred);
+    for (const FloatVector& factor : factors_) {
+      const double image = Dot(factor, centred);
+      logit = std::fma(image, image, logit);
+    }
+    FloatVector squares(centred, centred + slope_.size());
+    for (float& x : squares) x *= x;
+    return logit + Dot(diagonal_, squares.data());
+  }
+
+ private:
+  static Vector SlopeAt(const Query& query, const Vector& reference) {
+    Vector slope = query.linear;
+    for (const Vector& factor : query.factors) {
+      const double twice = 2.0 * Dot(factor, reference.data());
+      for (size_t d = 0; d < slope.size(); ++d) slope[d] = std::fma(twice, factor[d], slope[d]);
+    }
+    for (size_t d = 0; d < slope.size(); ++d) {
+      slope[d] = std::fma(2.0 * query.diagonal[d], reference[d], slope[d]);
+    }
+    return slope;
+  }
+
+  FloatVector slope_;
+  std::vector<FloatVector> factors_;
+  FloatVector diagonal_;
+};
+
+// The full form, in f64: one answer for comparisons with the literature.
+double FullLogit(const Query& query, const Vector& key) {
+  Vector images;
+  for (const Vector& factor : query.factors) images.push_back(Dot(factor, key.data()));
+  return Dot(query.linear, key.data()) + Dot(images, key.data());
+}
+
+// [tokens] of one query head; NaN for tokens that are not counted or whose logit is not finite.
+absl::StatusOr<Vector> Logits(const HeadProblem& problem, const ExpectedAttentionArgs& args,
+                              const Query& query, CentredKeys& keys) {
+  const CentredForm form(args.full ? Query() : query, keys.Reference());
+  Vector logits(keys.tokens(), kNaN);
+  for (int64_t token = 0; token < keys.tokens(); ++token) {
+    KVERN_RETURN_IF_ERROR(CheckAtTile(problem.stop, token));
+    if (args.counted(problem.layer, problem.head, token) == 0) continue;
+    keys.Load(token);
+    const double logit = args.full
+                             ? FullLogit(query, Vector(keys.row(), keys.row() + keys.head_dim()))
+                             : form.Logit(keys.centred());
+    if (std::isfinite(logit)) logits[token] = logit;
+  }
+  return logits;
 }
 
 // Over the query heads of the group, in order: mean of the probabilities.
@@ -99,21 +154,15 @@ double ValueNorm(const ExpectedAttentionArgs& args, int64_t layer, int64_t head,
 absl::Status ScoreHead(const HeadProblem& problem, const ExpectedAttentionArgs& args,
                        ScoreView scores) {
   const auto [stop, layer, head] = problem;
-  const KvRef& keys = args.keys[layer];
-  const int64_t tokens = TokensOf(keys, head, scores.shape[2]);
+  const int64_t tokens = TokensOf(args.keys[layer], head, scores.shape[2]);
   const int64_t group_size = args.q_heads / scores.shape[1];
-  std::vector<Vector> logits(group_size, Vector(tokens, kNaN));
+  std::vector<Vector> logits;
   std::vector<SoftMax> soft_max;
-  std::vector<float> row(keys.head_dim);
+  CentredKeys keys(args.keys[layer], head, tokens, args.counted.At(layer, head));
   for (int64_t g = 0; g < group_size; ++g) {
     const Query query = QueryOf(args, layer, head * group_size + g);
-    for (int64_t token = 0; token < tokens; ++token) {
-      KVERN_RETURN_IF_ERROR(CheckAtTile(stop, token));
-      if (args.counted(layer, head, token) == 0) continue;
-      LoadRow(keys, head, token, row.data());
-      logits[g][token] = Logit(query, Vector(row.begin(), row.end()));
-    }
-    soft_max.emplace_back(logits[g]);
+    KVERN_ASSIGN_OR_RETURN(logits.emplace_back(), Logits(problem, args, query, keys));
+    soft_max.emplace_back(logits.back());
   }
   for (int64_t token = 0; token < scores.shape[2]; ++token) {
     KVERN_RETURN_IF_ERROR(CheckAtTile(stop, token));

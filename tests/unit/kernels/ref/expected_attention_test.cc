@@ -120,6 +120,9 @@ TEST(ExpectedAttention, MatchesItsDefinition) {
   }
 }
 
+// Dots of the low-rank form are f32: logits near 10 carry their rounding into the exponent.
+constexpr double kF32Logits = 4e-6;
+
 TEST(ExpectedAttention, GivesTheSameFromTheFullMatrix) {
   Problem low_rank;
   Problem full;
@@ -127,7 +130,28 @@ TEST(ExpectedAttention, GivesTheSameFromTheFullMatrix) {
   const std::vector<float> want = low_rank.Scores();
   const std::vector<float> got = full.Scores();
   for (int64_t token = 2; token < kTokens; ++token) {
-    EXPECT_NEAR(got[token], want[token], 1e-6 * want[token]) << token;
+    EXPECT_NEAR(got[token], want[token], kF32Logits * want[token]) << token;
+  }
+}
+
+// A bias that all keys share makes logits of a million, of which nothing but differences count.
+TEST(ExpectedAttention, KeepsTheDigitsOfKeysThatShareALargeBias) {
+  Problem low_rank;
+  Problem full;
+  full.UseFull();
+  for (Problem* problem : {&low_rank, &full}) {
+    problem->args.log = true;
+    for (int64_t token = 0; token < kTokens; ++token) {
+      for (int64_t d = 0; d < 4; ++d) {
+        const float own = problem->keys.Get(0, 0, token, d);
+        problem->keys.Set(0, 0, token, d, own * 0.01f + 400.0f);
+      }
+    }
+  }
+  const std::vector<float> want = full.Scores();
+  const std::vector<float> got = low_rank.Scores();
+  for (int64_t token = 2; token < kTokens; ++token) {
+    EXPECT_NEAR(got[token], want[token], kF32Logits * (10.0 + std::fabs(want[token]))) << token;
   }
 }
 
