@@ -1,4 +1,4 @@
-// kernels/base/math.h on vectors of f64, bit for bit.
+// kernels/base/math.h on vectors of f64 and exp_float.h on vectors of f32, bit for bit.
 #if defined(KVERN_KERNELS_CPU_MATH_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KVERN_KERNELS_CPU_MATH_INL_H_
 #undef KVERN_KERNELS_CPU_MATH_INL_H_
@@ -11,16 +11,25 @@
 
 #include "hwy/highway.h"
 #include "kernels/base/elementary.h"
+#include "kernels/base/exp_float.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// Unrolled by recursion: a loop over the terms costs more than their fma, and compilers keep it.
+template <int kDone, int N, class D, class V>
+HWY_INLINE V HornerFrom(D d, const hn::TFromD<D> (&highest_first)[N], V x, V sum) {
+  if constexpr (kDone == N) {
+    return sum;
+  } else {
+    const V next = hn::MulAdd(sum, x, hn::Set(d, highest_first[kDone]));
+    return HornerFrom<kDone + 1>(d, highest_first, x, next);
+  }
+}
 template <int N, class D, class V = hn::Vec<D>>
-HWY_INLINE V Horner(D d, const double (&highest_first)[N], V x) {
-  V sum = hn::Set(d, highest_first[0]);
-  for (int i = 1; i < N; ++i) sum = hn::MulAdd(sum, x, hn::Set(d, highest_first[i]));
-  return sum;
+HWY_INLINE V Horner(D d, const hn::TFromD<D> (&highest_first)[N], V x) {
+  return HornerFrom<1>(d, highest_first, x, hn::Set(d, highest_first[0]));
 }
 
 template <class D, class V = hn::Vec<D>>
@@ -37,6 +46,23 @@ HWY_INLINE V VectorExp(D d, V x) {
   result = hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, kExpLow)), result);
   const V infinity = hn::Set(d, std::numeric_limits<double>::infinity());
   result = hn::IfThenElse(hn::Gt(x, hn::Set(d, kExpHigh)), infinity, result);
+  return hn::IfThenElse(hn::IsNaN(x), x, result);
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V VectorExpFloat(D d, V x) {
+  using namespace elementary;
+  const hn::RebindToUnsigned<D> du;
+  const V shifted = hn::MulAdd(x, hn::Set(d, kFloatLog2E), hn::Set(d, kFloatRounder));
+  const V n = hn::Sub(shifted, hn::Set(d, kFloatRounder));
+  V r = hn::MulAdd(n, hn::Set(d, -kFloatLn2High), x);
+  r = hn::MulAdd(n, hn::Set(d, -kFloatLn2Low), r);
+  const V mantissa = Horner(d, FloatExpSeries().terms, r);
+  const auto scale = hn::ShiftLeft<23>(hn::BitCast(du, shifted));
+  V result = hn::BitCast(d, hn::Add(hn::BitCast(du, mantissa), scale));
+  result = hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, kFloatExpLow)), result);
+  const V infinity = hn::Set(d, std::numeric_limits<float>::infinity());
+  result = hn::IfThenElse(hn::Gt(x, hn::Set(d, kFloatExpHigh)), infinity, result);
   return hn::IfThenElse(hn::IsNaN(x), x, result);
 }
 

@@ -1,4 +1,4 @@
-// WindowAttention of a cohort in seven launches: reference keys, three passes over keys, what lies
+// WindowAttention of a cohort in five launches: reference keys, two passes over keys, what lies
 // between them, and the pool.
 #include "kernels/cuda/window_attention.h"
 
@@ -18,13 +18,11 @@ absl::Status WindowAttention(DeviceContext& device, std::span<const WindowAttent
   std::vector<RowsSpec> specs;
   std::vector<ScoreView> scores;
   std::vector<const float*> queries;
-  std::vector<QueryVectors> vectors;
   const WindowAttentionArgs& first = cohort[0];
   for (const WindowAttentionArgs& args : cohort) {
     specs.push_back({args.keys, args.scores.shape[1], args.scores.shape[2]});
     scores.push_back(args.scores);
     queries.push_back(op.UploadDense(args.queries));
-    vectors.push_back({queries.back(), static_cast<int32_t>(args.queries.shape[2])});
   }
   WindowAttentionParams params;
   params.rows = op.AddRows(specs);
@@ -38,32 +36,22 @@ absl::Status WindowAttention(DeviceContext& device, std::span<const WindowAttent
   params.average = first.pool == PoolKind::kAverage;
   params.pool_width = first.pool_width;
   params.mean_of_group = first.group == GroupReduce::kMean;
-  const int64_t rows = params.rows.count;
-  const int64_t of_row = int64_t{params.group} * params.window;
-  float* reference = op.Scratch<float>(rows * head_dim);
-  double* constants = op.Scratch<double>(rows * of_row);
+  const int64_t of_tiles = params.rows.tile_count * params.group * params.window;
+  float* reference = op.Scratch<float>(params.rows.count * head_dim);
   params.reference = reference;
-  params.constants = constants;
-  params.tiles = op.Scratch<double>(params.rows.tile_count * of_row);
-  params.largest = op.Scratch<double>(rows * of_row);
-  params.sums = op.Scratch<double>(rows * of_row);
+  params.largest = op.Scratch<float>(of_tiles);
+  params.sums = op.Scratch<double>(of_tiles);
   params.shares = op.Scratch<double>(params.rows.tile_count * params.group * kTile);
   params.scores = op.AddScores(scores, Access::kWrite);
   CentreKeysParams centre;
   centre.rows = params.rows;
-  centre.vectors = op.Upload(vectors);
-  centre.q_heads = params.q_heads;
-  centre.group = params.group;
-  centre.max_per_head = params.window;
-  centre.dims = head_dim;
+  // No constant is needed: no vector wants its product with the reference.
+  centre.vectors = op.Upload(std::vector<QueryVectors>(cohort.size()));
   centre.reference = reference;
-  centre.constants = constants;
   KVERN_RETURN_IF_ERROR(op.Ready());
   op.Launched(LaunchCentreKeys(centre, op.stream()));
-  op.Launched(LaunchWindowMaxima(params, op.stream()));
-  op.Launched(LaunchWindowLargest(params, op.stream()));
   op.Launched(LaunchWindowSums(params, op.stream()));
-  op.Launched(LaunchWindowTotals(params, op.stream()));
+  op.Launched(LaunchWindowWeights(params, op.stream()));
   op.Launched(LaunchWindowShares(params, op.stream()));
   op.Launched(LaunchWindowAttention(params, op.stream()));
   return op.End();

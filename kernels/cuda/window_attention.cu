@@ -1,4 +1,4 @@
-// What tiles found becomes one value per row and query; shares are pooled over tokens and reduced.
+// What the tiles found becomes weights; shares are pooled over tokens and reduced.
 #include "kernels/cuda/row.cuh"
 #include "kernels/cuda/softmax.cuh"
 #include "kernels/cuda/window_attention.h"
@@ -13,18 +13,25 @@ __device__ inline int32_t TilesOf(const HeadRow& row) {
 }
 
 // A thread per query, tiles in order.
-template <bool kSum>
-__global__ void __launch_bounds__(kThreads) CombineKernel(WindowAttentionParams params) {
+__global__ void __launch_bounds__(kThreads) WeightsKernel(WindowAttentionParams params) {
   const HeadRow row = params.rows.rows[blockIdx.x];
   const int32_t queries = params.group * params.window;
-  double* const out = kSum ? params.sums : params.largest;
   for (int32_t q = static_cast<int32_t>(threadIdx.x); q < queries; q += kThreads) {
-    double value = kSum ? 0.0 : -std::numeric_limits<double>::infinity();
+    const auto at = [&](int32_t tile) { return (row.first_tile + tile) * queries + q; };
+    double largest = -std::numeric_limits<double>::infinity();
     for (int32_t tile = 0; tile < TilesOf(row); ++tile) {
-      const double of_tile = params.tiles[(row.first_tile + tile) * queries + q];
-      value = kSum ? value + of_tile : Larger(value, of_tile);
+      largest = Larger(largest, double{params.largest[at(tile)]});
     }
-    out[int64_t{blockIdx.x} * queries + q] = value;
+    const auto weight = [&](int32_t tile) {
+      return Exp((double{params.largest[at(tile)]} - largest) * params.scale);
+    };
+    double sum = 0;
+    for (int32_t tile = 0; tile < TilesOf(row); ++tile) {
+      sum = fma(params.sums[at(tile)], weight(tile), sum);
+    }
+    for (int32_t tile = 0; tile < TilesOf(row); ++tile) {
+      params.sums[at(tile)] = weight(tile) / sum;
+    }
   }
 }
 
@@ -78,11 +85,8 @@ __global__ void __launch_bounds__(kThreads, 3) PoolKernel(WindowAttentionParams 
 
 }  // namespace
 
-cudaError_t LaunchWindowLargest(const WindowAttentionParams& params, cudaStream_t stream) {
-  return Launch(&CombineKernel<false>, {params.rows.count, kThreads}, params, stream);
-}
-cudaError_t LaunchWindowTotals(const WindowAttentionParams& params, cudaStream_t stream) {
-  return Launch(&CombineKernel<true>, {params.rows.count, kThreads}, params, stream);
+cudaError_t LaunchWindowWeights(const WindowAttentionParams& params, cudaStream_t stream) {
+  return Launch(&WeightsKernel, {params.rows.count, kThreads}, params, stream);
 }
 cudaError_t LaunchWindowAttention(const WindowAttentionParams& params, cudaStream_t stream) {
   return Launch(&PoolKernel, {params.rows.count, kThreads}, params, stream);

@@ -1,38 +1,93 @@
 // The last queries vote for what they read: softmax attention, averaged, smoothed over tokens.
 #include "kernels/ref/window_attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/base/exp_float.h"
+#include "kernels/base/math.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/ref/centred_keys.h"
 #include "kernels/ref/group_scores.h"
 #include "kernels/ref/rows.h"
-#include "kernels/ref/soft_max.h"
 
 namespace kvern::ref {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// [visible] attention of one query to the tokens it sees.
-absl::StatusOr<std::vector<double>> Attention(const StopCheck* stop, CentredKeys& keys,
-                                              const std::vector<float>& query, int64_t visible) {
+// Attention of one query to the tokens it sees. Keys are centred: what that takes off every dot of
+// a query is one constant, which its softmax does not see.
+struct Attention {
+  std::vector<float> exponentials;  // [visible] e^(logit - largest of the tile); NaN: no finite dot
+  std::vector<double> weights;      // [tiles] what one of the tile is worth as a probability
+
+  // sum plus the share of one token, in one rounding.
+  double AddShare(int64_t token, double sum) const {
+    return std::fma(double{exponentials[token]}, weights[token / kTileTokens], sum);
+  }
+};
+
+struct TileSoftMax {
+  float largest;  // dot
+  double sum;     // of the exponentials
+};
+
+// Turns the dots of a tile into exponentials.
+TileSoftMax ExponentialsOf(std::span<float> dots, float scale) {
+  float largest = -std::numeric_limits<float>::infinity();
+  for (const float dot : dots) {
+    if (std::isfinite(dot) && dot > largest) largest = dot;
+  }
+  TokenSum sum;
+  for (size_t i = 0; i < dots.size(); ++i) {
+    const bool finite = std::isfinite(dots[i]);
+    dots[i] = finite ? ExpFloat((dots[i] - largest) * scale) : NoScore();
+    if (finite) sum.Add(static_cast<int64_t>(i), double{dots[i]});
+  }
+  return {largest, sum.Total()};
+}
+
+// [tiles] probability of a token whose exponential is 1.
+std::vector<double> WeightsOf(const std::vector<TileSoftMax>& tiles, double scale) {
+  double largest = -kInfinity;
+  for (const TileSoftMax& tile : tiles) {
+    if (tile.largest > largest) largest = tile.largest;
+  }
+  std::vector<double> weights;
+  double sum = 0;
+  for (const TileSoftMax& tile : tiles) {
+    weights.push_back(Exp((tile.largest - largest) * scale));
+    sum = std::fma(tile.sum, weights.back(), sum);
+  }
+  for (double& weight : weights) weight /= sum;
+  return weights;
+}
+
+absl::StatusOr<Attention> AttentionOf(const StopCheck* stop, CentredKeys& keys,
+                                      const std::vector<float>& query, int64_t visible) {
   const auto head_dim = static_cast<int64_t>(query.size());
-  const double constant = keys.ReferenceDot(query.data(), head_dim);
   const double scale = 1.0 / std::sqrt(static_cast<double>(head_dim));
-  std::vector<double> logits(visible);
+  Attention attention;
+  std::vector<float>& dots = attention.exponentials;
+  dots.resize(visible);
   for (int64_t token = 0; token < visible; ++token) {
     KVERN_RETURN_IF_ERROR(CheckAtTile(stop, token));
     keys.Load(token);
-    const float dot = LaneDot(keys.centred(), query.data(), head_dim);
-    logits[token] = (double{dot} + constant) * scale;
+    dots[token] = LaneDot(keys.centred(), query.data(), head_dim);
   }
-  const SoftMax soft_max(logits);
-  for (double& logit : logits) logit = soft_max.Probability(logit);
-  return logits;
+  std::vector<TileSoftMax> tiles;
+  for (int64_t first = 0; first < visible; first += kTileTokens) {
+    const int64_t count = std::min(kTileTokens, visible - first);
+    const std::span<float> tile(dots.data() + first, static_cast<size_t>(count));
+    tiles.push_back(ExponentialsOf(tile, static_cast<float>(scale)));
+  }
+  attention.weights = WeightsOf(tiles, scale);
+  return attention;
 }
 
 // Window of `width` tokens around each; outside is 0 for the average, nothing for the maximum.
@@ -73,9 +128,10 @@ absl::Status ScoreHead(const HeadProblem& problem, const WindowAttentionArgs& ar
       const float* from = args.queries.At(layer, q_head, i);
       std::vector<float> query(ref.head_dim);
       for (int32_t d = 0; d < ref.head_dim; ++d) query[d] = from[d * args.queries.stride[3]];
-      KVERN_ASSIGN_OR_RETURN(const std::vector<double> shares,
-                             Attention(stop, keys, query, prefix + i + 1));
-      for (int64_t token = 0; token < prefix; ++token) row[token] += shares[token];
+      KVERN_ASSIGN_OR_RETURN(const Attention attention,
+                             AttentionOf(stop, keys, query, prefix + i + 1));
+      for (int64_t token = 0; token < prefix; ++token)
+        row[token] = attention.AddShare(token, row[token]);
     }
     for (double& share : row) share /= static_cast<double>(window);
     group.Add(Pooled(args, row));

@@ -52,6 +52,37 @@ TEST(WindowAttentionParity, EveryBackendMatchesRefOnWindowsAroundTheLength) {
   }
 }
 
+// Tiles of 256 tokens have maxima and sums of their own; the window crosses the last border.
+TEST(WindowAttentionParity, EveryBackendMatchesRefOverTilesWithLogitsOfEverySize) {
+  for (const DType dtype : {DType::kBF16, DType::kF32}) {
+    const HostKvSpec spec = {.dtype = dtype, .kv_heads = 2, .tokens = 530, .head_dim = 40};
+    HostKv keys = RandomKv(spec, /*seed=*/4);
+    for (int64_t token = 256; token < 512; ++token) {
+      for (int64_t d = 0; d < spec.head_dim; ++d) {
+        keys.Set(0, 0, token, d, keys.Get(0, 0, token, d) * 30.0f);
+      }
+    }
+    for (const int64_t window : {3, 33}) {
+      SCOPED_TRACE(window);
+      WindowInput input(keys, /*group=*/2, window);
+      ExpectWindowParity(spec, input.args);
+      input.args.pool_width = 45;
+      ExpectWindowParity(spec, input.args);
+    }
+  }
+}
+
+// A tile of which a query sees no finite key.
+TEST(WindowAttentionParity, EveryBackendMatchesRefOnATileThatIsNotFinite) {
+  const HostKvSpec spec = {.dtype = DType::kF32, .kv_heads = 1, .tokens = 600, .head_dim = 16};
+  HostKv keys = RandomKv(spec, /*seed=*/5);
+  for (int64_t token = 256; token < 512; ++token) {
+    keys.Set(0, 0, token, 2, std::numeric_limits<float>::infinity());
+  }
+  const WindowInput input(keys, /*group=*/1, /*window=*/6);
+  ExpectWindowParity(spec, input.args);
+}
+
 TEST(WindowAttentionParity, SequencesTogetherAreEachOfThemAlone) {
   for (const HostKvSpec& kind :
        {HostKvSpec{.kv_heads = 2, .head_dim = 64},

@@ -21,6 +21,12 @@ void ExpAll(std::vector<double>* values) {
     hn::StoreU(VectorExp(d, hn::LoadU(d, values->data() + i)), d, values->data() + i);
   }
 }
+void ExpFloatAll(std::vector<float>* values) {
+  const hn::CappedTag<float, 16> d;
+  for (size_t i = 0; i < values->size(); i += hn::Lanes(d)) {
+    hn::StoreU(VectorExpFloat(d, hn::LoadU(d, values->data() + i)), d, values->data() + i);
+  }
+}
 void LogAll(std::vector<double>* values) {
   const hn::ScalableTag<double> d;
   for (size_t i = 0; i < values->size(); i += hn::Lanes(d)) {
@@ -60,7 +66,8 @@ std::vector<double> Arguments() {
   return values;
 }
 
-void ExpectSame(double got, double want, double argument) {
+template <class T>
+void ExpectSame(T got, T want, T argument) {
   if (std::isnan(want)) {
     EXPECT_TRUE(std::isnan(got)) << argument;
     return;
@@ -74,6 +81,15 @@ TEST(VectorExp, GivesTheBitsOfTheScalarFormula) {
   std::vector<double> got = arguments;
   HWY_STATIC_DISPATCH(ExpAll)(&got);
   for (size_t i = 0; i < got.size(); ++i) ExpectSame(got[i], Exp(arguments[i]), arguments[i]);
+}
+
+TEST(VectorExpFloat, GivesTheBitsOfTheScalarFormula) {
+  std::vector<float> arguments = {-87.0f, -87.1f, 88.0f, 88.1f};
+  for (const double x : Arguments()) arguments.push_back(static_cast<float>(x));
+  for (int i = 0; i < 32012; ++i) arguments.push_back(static_cast<float>(i - 16000) * 0.006f);
+  std::vector<float> got = arguments;
+  HWY_STATIC_DISPATCH(ExpFloatAll)(&got);
+  for (size_t i = 0; i < got.size(); ++i) ExpectSame(got[i], ExpFloat(arguments[i]), arguments[i]);
 }
 
 TEST(VectorLog, GivesTheBitsOfTheScalarFormula) {
