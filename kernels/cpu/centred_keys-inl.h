@@ -13,6 +13,7 @@
 #include "hwy/highway.h"
 #include "kernels/cpu/dots-inl.h"
 #include "kernels/cpu/heads.h"
+#include "kernels/cpu/row_stream-inl.h"
 #include "kernels/cpu/rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -56,6 +57,18 @@ class CentredKeys {
         hn::Store(hn::Sub(x, hn::Load(d, reference_ + i)), d, centred_.At(r) + i);
       }
     }
+  }
+
+  // As Load, but for rows(), which stay as they were. Whoever computes between two calls fetches
+  // the next chunk, step by step.
+  HWY_INLINE void LoadCentred(int64_t first, int64_t count) {
+    const RowStream stream = {keys_, head_};
+    if (!stream.IsPlain()) return Load(first, count);
+    count_ = count;
+    stream.Read(first, reference_, centred());
+  }
+  HWY_INLINE void Fetch(int64_t first, int64_t step, int64_t steps) const {
+    RowStream{keys_, head_}.Fetch(first, step, steps);
   }
 
   // <vector, reference key> over the first `n` coordinates, in f64. `vector` is aligned and padded.

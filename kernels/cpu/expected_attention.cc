@@ -46,10 +46,37 @@ HWY_INLINE void MaskLogits(TensorView<const uint8_t, 1> counted, int64_t first,
   }
 }
 
-NormReader ValueReader(const HeadProblem& problem, const ExpectedAttentionArgs& args) {
-  const KvRef& values = args.value_norm ? args.values[problem.layer] : args.keys[problem.layer];
-  return {values, problem.head, TakeTile<float>(problem.scratch, kChunkTokens, values.head_dim)};
-}
+// Norms of the values, a chunk at a time.
+class ValueNorms {
+ public:
+  ValueNorms(const HeadProblem& problem, const ExpectedAttentionArgs& args, float* norms)
+      : wanted_(args.value_norm),
+        // Without norms nothing is read; any rows will do.
+        values_(args.value_norm ? args.values[problem.layer] : args.keys[problem.layer]),
+        head_(problem.head),
+        norms_(norms),
+        tile_(TakeTile<float>(problem.scratch, kChunkTokens, values_.head_dim)) {}
+
+  HWY_INLINE void Read(int64_t first, int64_t count) const {
+    if (!wanted_) return;
+    const RowStream stream = {values_, head_};
+    if (stream.IsPlain() && first + kChunkTokens <= values_.Length(head_)) {
+      stream.ReadNorms(first, norms_ + first);
+    } else {
+      NormReader{values_, head_, tile_}.Read(first, count, norms_ + first);
+    }
+  }
+  HWY_INLINE void Fetch(int64_t first, int64_t step, int64_t steps) const {
+    if (wanted_) RowStream{values_, head_}.Fetch(first, step, steps);
+  }
+
+ private:
+  bool wanted_;
+  const KvRef& values_;
+  int64_t head_;
+  float* norms_;
+  TensorView<float, 2> tile_;
+};
 
 // Moments of the query heads of one group around the reference key (ref/expected_attention.cc).
 struct CentredForms {
@@ -137,6 +164,17 @@ HWY_INLINE SkinnyBlock BlockOf(TensorView<float, 2> rows, TensorView<float, 2> v
           .n = n};
 }
 
+// Fetches keys and values from `first` on.
+struct NextChunk {
+  const CentredKeys& keys;
+  const ValueNorms& values;
+  int64_t first;
+  HWY_INLINE void operator()(int64_t step, int64_t steps) const {
+    keys.Fetch(first, step, steps);
+    values.Fetch(first, step, steps);
+  }
+};
+
 absl::Status LowRankLogits(const HeadProblem& problem, const ExpectedAttentionArgs& args,
                            const Rows& out) {
   const auto [runner, scratch, layer, head] = problem;
@@ -146,20 +184,22 @@ absl::Status LowRankLogits(const HeadProblem& problem, const ExpectedAttentionAr
   CentredKeys keys(problem, args.keys[layer], logits.shape[1]);
   const CentredForms forms = TakeForms(scratch, args, group);
   const ChunkDots dots = TakeDots(scratch, forms);
-  const NormReader values = ValueReader(problem, args);
+  const ValueNorms values(problem, args, out.norms);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   keys.FindReference(counted);
   for (int64_t g = 0; g < group; ++g) FillForm(args, keys, {layer, head * group + g, g}, forms);
   for (int64_t first = 0; first < keys.tokens(); first += kChunkTokens) {
     KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
     const int64_t count = std::min(kChunkTokens, keys.tokens() - first);
-    keys.Load(first, count);
+    keys.LoadCentred(first, count);
     const int64_t head_dim = keys.head_dim();
-    SkinnyDots<RowPower::kOne>(BlockOf(keys.centred(), forms.vectors, head_dim), dots.vectors);
-    SkinnyDots<RowPower::kSquare>(BlockOf(keys.centred(), forms.diagonal, head_dim), dots.diagonal);
+    SkinnyDots<RowPower::kOne>(BlockOf(keys.centred(), forms.vectors, head_dim), dots.vectors,
+                               NextChunk{keys, values, first + count});
+    SkinnyDots<RowPower::kSquare>(BlockOf(keys.centred(), forms.diagonal, head_dim), dots.diagonal,
+                                  NothingMeanwhile());
     for (int64_t g = 0; g < group; ++g) CombineDots(forms, dots, g, logits.At(g, first));
     MaskLogits({counted + first, {count}, {1}}, first, logits);
-    if (args.value_norm) values.Read(first, count, out.norms + first);
+    values.Read(first, count);
   }
   return absl::OkStatus();
 }
@@ -231,7 +271,7 @@ absl::Status FullLogits(const HeadProblem& problem, const ExpectedAttentionArgs&
   const uint8_t* counted = args.counted.At(layer, head);
   const FullForm form = TakeFullForm(scratch, args.linear.shape[2]);
   const TensorView<float, 2> tile = TakeTile<float>(scratch, kChunkTokens, args.linear.shape[2]);
-  const NormReader values = ValueReader(problem, args);
+  const ValueNorms values(problem, args, out.norms);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   std::fill(tile.data, tile.data + tile.Size(), 0.0f);
   for (int64_t g = 0; g < logits.shape[0]; ++g) {
@@ -248,7 +288,7 @@ absl::Status FullLogits(const HeadProblem& problem, const ExpectedAttentionArgs&
     KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
     const int64_t count = std::min(kChunkTokens, tokens - first);
     MaskLogits({counted + first, {count}, {1}}, first, logits);
-    if (args.value_norm) values.Read(first, count, out.norms + first);
+    values.Read(first, count);
   }
   return absl::OkStatus();
 }

@@ -140,42 +140,56 @@ HWY_INLINE SkinnyVec DotsOfFour(const Quad& sums) {
   return hn::OddEven(hn::Add(odd, hn::Shuffle2301(odd)), hn::Add(even, hn::Shuffle2301(even)));
 }
 
-// Dots of four rows with kVectors vectors.
-template <int kVectors, RowPower power>
-HWY_INLINE void RunSkinnyBlock(const SkinnyBlock& block, int64_t quad, int64_t vector,
-                               const QuadTile& out) {
-  const float* row = block.rows + quad * kQuad * block.row_stride;
-  const float* from = block.vectors + vector * block.vector_stride;
-  const auto part = [&](int64_t lane)
-                        HWY_ATTR { return SumPart<kVectors, power>(block, row, from, lane); };
-  VectorSums sums = part(0);
-  if constexpr (kSkinnyLanes == 8) {
-    sums = Add(sums, part(8));
-  } else if constexpr (kSkinnyLanes == 4) {
-    sums = Add(Add(sums, part(8)), Add(part(4), part(12)));
-  }
+// The dots of a block, from its sums over all lanes.
+HWY_INLINE SkinnyVec DotsOfBlock(const VectorSums& sums) {
   const auto& [v0, v1, v2, v3] = sums;
-  const Quad four_lanes = {
-      FourLanesOfEach(v0.r0, v1.r0, v2.r0, v3.r0), FourLanesOfEach(v0.r1, v1.r1, v2.r1, v3.r1),
-      FourLanesOfEach(v0.r2, v1.r2, v2.r2, v3.r2), FourLanesOfEach(v0.r3, v1.r3, v2.r3, v3.r3)};
-  hn::Store(DotsOfFour(four_lanes), SkinnyTag(), out.At(quad, vector));
+  return DotsOfFour(
+      {FourLanesOfEach(v0.r0, v1.r0, v2.r0, v3.r0), FourLanesOfEach(v0.r1, v1.r1, v2.r1, v3.r1),
+       FourLanesOfEach(v0.r2, v1.r2, v2.r2, v3.r2), FourLanesOfEach(v0.r3, v1.r3, v2.r3, v3.r3)});
 }
 
+// part(lane): the sums of the lanes from `lane` on, as many as a register has. What lies in other
+// registers is added as the tree's first steps say.
+template <class Part>
+HWY_INLINE VectorSums SumParts(Part part) {
+  if constexpr (kSkinnyLanes == 8) {
+    return Add(part(0), part(8));
+  } else if constexpr (kSkinnyLanes == 4) {
+    return Add(Add(part(0), part(8)), Add(part(4), part(12)));
+  } else {
+    return part(0);
+  }
+}
+
+// Dots of all rows with kVectors vectors from `vector` on.
 template <int kVectors, RowPower power>
 HWY_INLINE void RunSkinnyBlocks(const SkinnyBlock& block, int64_t vector, const QuadTile& out) {
+  const float* from = block.vectors + vector * block.vector_stride;
   for (int64_t quad = 0; quad * kQuad < block.row_count; ++quad) {
-    RunSkinnyBlock<kVectors, power>(block, quad, vector, out);
+    const float* row = block.rows + quad * kQuad * block.row_stride;
+    const auto part = [&](int64_t lane)
+                          HWY_ATTR { return SumPart<kVectors, power>(block, row, from, lane); };
+    hn::Store(DotsOfBlock(SumParts(part)), SkinnyTag(), out.At(quad, vector));
   }
 }
 
-// at(q, v)[r] = LaneDot of row 4 q + r (or of its squares) and vector v.
-template <RowPower power>
-HWY_INLINE void SkinnyDots(const SkinnyBlock& block, const QuadTile& out) {
+struct NothingMeanwhile {
+  HWY_INLINE void operator()(int64_t /*step*/, int64_t /*steps*/) const {}
+};
+
+// at(q, v)[r] = LaneDot of row 4 q + r (or of its squares) and vector v. meanwhile(step, steps) is
+// called with steps ascending from 0, all of them. It is a struct whose call is inlined, no lambda:
+// compilers drop calls of functions that only prefetch.
+template <RowPower power, class Meanwhile>
+HWY_INLINE void SkinnyDots(const SkinnyBlock& block, const QuadTile& out, Meanwhile meanwhile) {
+  const int64_t steps = (block.vector_count + kSkinnyVectors - 1) / kSkinnyVectors;
   int64_t vector = 0;
   for (; vector + kSkinnyVectors <= block.vector_count; vector += kSkinnyVectors) {
+    meanwhile(vector / kSkinnyVectors, steps);
     RunSkinnyBlocks<kSkinnyVectors, power>(block, vector, out);
   }
   const int64_t left = block.vector_count - vector;
+  if (left > 0) meanwhile(steps - 1, steps);
   if (left == 1) RunSkinnyBlocks<1, power>(block, vector, out);
   if constexpr (kSkinnyVectors > 2) {
     if (left == 2) RunSkinnyBlocks<2, power>(block, vector, out);

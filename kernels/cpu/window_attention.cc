@@ -67,13 +67,20 @@ void FillWindow(TensorView<const float, 2> queries, const QueryWindow& window) {
   }
 }
 
+// Fetches keys from `first` on.
+struct NextKeys {
+  const CentredKeys& keys;
+  int64_t first;
+  HWY_INLINE void operator()(int64_t step, int64_t steps) const { keys.Fetch(first, step, steps); }
+};
+
 // The dots of a tile of keys with all queries.
 HWY_INLINE void TileDots(CentredKeys& keys, const QueryWindow& window, int64_t tile) {
   const int64_t first = tile * kTileTokens;
   const int64_t count = std::min(kTileTokens, keys.tokens() - first);
   QuadTile out = window.TileAt(tile);
   for (int64_t done = 0; done < count; done += kChunkTokens) {
-    keys.Load(first + done, std::min(kChunkTokens, count - done));
+    keys.LoadCentred(first + done, std::min(kChunkTokens, count - done));
     SkinnyDots<RowPower::kOne>({.rows = keys.centred().data,
                                 .row_stride = keys.centred().stride[0],
                                 .row_count = PadToQuad(keys.centred().shape[0]),
@@ -81,7 +88,7 @@ HWY_INLINE void TileDots(CentredKeys& keys, const QueryWindow& window, int64_t t
                                 .vector_stride = window.queries.stride[0],
                                 .vector_count = window.queries.shape[0],
                                 .n = keys.head_dim()},
-                               out);
+                               out, NextKeys{keys, first + done + kChunkTokens});
     out.data += kChunkTokens / kQuad * out.stride;
   }
 }
