@@ -159,8 +159,8 @@ struct MeanKeyArgs {
 
 struct EncodeCounts {
   int64_t nonfinite = 0;     // inputs that were NaN (coded 0), infinite or beyond 65504 (clamped)
-  double squared_error = 0;  // sum over coded rows of |x - decode(encode(x))|^2
-  double squared_norm = 0;   // sum over coded rows of |x|^2
+  double squared_error = 0;  // sum over coded rows of f32 |x - decode(encode(x))|^2
+  double squared_norm = 0;   // sum over coded rows of f32 |x|^2
 };
 
 // Encodes the kept rows of one role. Rows of `table` name codec, slots and offsets (made by the

@@ -36,6 +36,18 @@ inline std::vector<int32_t> CodingOrder(std::span<const PackedRow> table) {
   return order;
 }
 
+// A row of a packed table to code, and the row that is likely to be next; null: none.
+struct CodingItem {
+  const PackedRow& row;
+  const PackedRow* next;
+};
+// Item `item` of `order`, which `threads` share.
+inline CodingItem ItemOf(std::span<const PackedRow> table, std::span<const int32_t> order,
+                         int64_t item, int threads) {
+  const int64_t next = item + threads;
+  return {table[order[item]], next < std::ssize(order) ? &table[order[next]] : nullptr};
+}
+
 }  // namespace kvern::cpu
 
 #endif  // KVERN_KERNELS_CPU_CODING_ORDER_H_

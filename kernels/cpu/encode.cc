@@ -20,7 +20,6 @@
 #include "kernels/cpu/register_encode-inl.h"
 #include "kernels/cpu/rotation-inl.h"
 #include "kernels/cpu/sanitise-inl.h"
-#include "kernels/cpu/squared_sum-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
@@ -109,7 +108,7 @@ class RowEncoder {
     float* x = buffers_.x;
     LoadRow(keys_, keys_.Address(row_.kv_head, source), x);
     counts->nonfinite += Sanitise(x, padded_);
-    counts->squared_norm += SquaredSum(x, padded_);
+    counts->squared_norm += OneLaneDot(x, x, padded_);
     if (UsesRopeMean(row_)) SubtractMean(source);
     const float squared_length = OneLaneDot(x, x, padded_);
     if (UsesHadamard(row_)) HadamardRow(HadamardOf(keys_.head_dim), x);
@@ -117,7 +116,7 @@ class RowEncoder {
                                 ? CodeI8(reinterpret_cast<int8_t*>(target.codes))
                                 : CodeLm4(squared_length, target.codes);
     std::memcpy(target.scale, &scale.stored, sizeof(scale.stored));
-    counts->squared_error += SquaredSum(x, padded_);  // a rotation changes no length
+    counts->squared_error += OneLaneDot(x, x, padded_);  // a rotation changes no length
   }
 
   // Codes x; x becomes what the codes leave over.
@@ -188,8 +187,9 @@ class RowEncoder {
   const Buffers buffers_;
 };
 
-absl::Status EncodeRow(const EncodeArgs& args, const PackedRow& row, Scratch& scratch,
+absl::Status EncodeRow(const EncodeArgs& args, const CodingItem& item, Scratch& scratch,
                        EncodeCounts* counts) {
+  const PackedRow& row = item.row;
   KVERN_CHECK(IsSound(row, args.rows, std::ssize(args.packed)));
   const KvRef& keys = args.rows[row.layer];
   scratch.Reset();
@@ -198,7 +198,7 @@ absl::Status EncodeRow(const EncodeArgs& args, const PackedRow& row, Scratch& sc
     auto* batch = scratch.Take<EncodeBatch>(1);
     KVERN_RETURN_IF_ERROR(scratch.Taken());
     VisitDType(keys.dtype, [&](auto tag) HWY_ATTR {
-      *counts = RegisterEncoder<typename decltype(tag)::type>(args, row, *batch).Encode();
+      *counts = RegisterEncoder<typename decltype(tag)::type>(args, item, *batch).Encode();
     });
     return absl::OkStatus();
   }
@@ -226,9 +226,9 @@ absl::Status Encode(Runner& runner, const EncodeArgs& args, EncodeCounts* counts
   const std::vector<int32_t> order = CodingOrder(args.table);
   KVERN_RETURN_IF_ERROR(runner.ForEach(std::ssize(order), [&](int64_t item, int worker) {
     KVERN_RETURN_IF_ERROR(runner.Check());
-    const int32_t row = order[item];
-    return HWY_DYNAMIC_DISPATCH(EncodeRow)(args, args.table[row], runner.ScratchOf(worker),
-                                           &coded[row]);
+    const CodingItem rows = ItemOf(args.table, order, item, runner.Threads());
+    return HWY_DYNAMIC_DISPATCH(EncodeRow)(args, rows, runner.ScratchOf(worker),
+                                           &coded[order[item]]);
   }));
   // In table order, whoever coded what.
   *counts = {};

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "hwy/highway.h"
@@ -30,6 +31,9 @@ HWY_INLINE hn::Vec<hn::Repartition<uint16_t, RowTag>> JoinLow16(PartInts low, Pa
   return hn::ConcatEven(d, hn::BitCast(d, high), hn::BitCast(d, low));
 }
 
+// Adding it rounds a magnitude below 2^22 to an integer, ties to even, whose two's complement the
+// low half of the bits then shows.
+inline constexpr float kRoundingMagic = 0x1.8p23f;
 inline constexpr float kSmallestNormalF16 = 0x1p-14f;
 
 struct I8Rule {
@@ -45,23 +49,26 @@ HWY_INLINE void StoreI8Codes(const I8Rule& rule, const float* HWY_RESTRICT x,
   const RowTag d;
   const hn::RebindToSigned<RowTag> integers;
   const hn::Repartition<uint8_t, RowTag> bytes;
+  const auto magic = hn::Set(d, kRoundingMagic);
   PartInts rounded[kParts];
   HWY_UNROLL(16)
   for (int p = 0; p < kParts; ++p) {
     const auto value = hn::Load(d, x + p * kPartLanes);
-    auto code = hn::Round(hn::Mul(value, hn::Set(d, rule.inverse)));
+    auto scaled = hn::Mul(value, hn::Set(d, rule.inverse));
     if constexpr (kRange == CodeRange::kClamped) {
-      code = hn::Clamp(code, hn::Set(d, -kI8Levels), hn::Set(d, kI8Levels));
+      scaled = hn::Clamp(scaled, hn::Set(d, -kI8Levels), hn::Set(d, kI8Levels));
     }
-    rounded[p] = hn::ConvertTo(integers, code);
+    const auto shifted = hn::Add(scaled, magic);
+    const auto code = hn::Sub(shifted, magic);
+    rounded[p] = hn::BitCast(integers, shifted);
     rest->part[p] = hn::NegMulAdd(hn::Set(d, rule.step), code, value);
   }
   HWY_UNROLL(4)
   for (int p = 0; p < kParts; p += 4) {
     const auto low = hn::BitCast(bytes, JoinLow16(rounded[p], rounded[p + 1]));
     const auto high = hn::BitCast(bytes, JoinLow16(rounded[p + 2], rounded[p + 3]));
-    hn::StoreU(hn::ConcatEven(bytes, high, low), bytes,
-               reinterpret_cast<uint8_t*>(codes) + p * kPartLanes);
+    StorePast(bytes, hn::ConcatEven(bytes, high, low),
+              reinterpret_cast<uint8_t*>(codes) + p * kPartLanes);
   }
 }
 
@@ -79,12 +86,10 @@ alignas(64) inline constexpr std::array<float, 16> kLm4BoundaryTable = MakeLm4Bo
 template <class D>
 HWY_INLINE hn::Vec<hn::RebindToSigned<D>> Lm4CodeByCubic(D d, hn::Vec<D> value) {
   constexpr float kReach = 2.8f, kLinear = 3.852f, kCubic = 0.1598f;
-  // Adding it rounds to an integer, which the low bits then show.
-  constexpr float kRoundingMagic = 0x1.8p23f + 7;
   const hn::RebindToSigned<D> integers;
   const auto near = hn::Clamp(value, hn::Set(d, -kReach), hn::Set(d, kReach));
   const auto slope = hn::NegMulAdd(hn::Mul(near, near), hn::Set(d, kCubic), hn::Set(d, kLinear));
-  const auto shifted = hn::MulAdd(slope, near, hn::Set(d, kRoundingMagic));
+  const auto shifted = hn::MulAdd(slope, near, hn::Set(d, kRoundingMagic + 7));
   const auto nearest = hn::And(hn::BitCast(integers, shifted), hn::Set(integers, 15));
   const auto boundary = LookUp<16>(d, kLm4BoundaryTable.data(), nearest);
   const auto above = hn::VecFromMask(d, hn::Gt(value, boundary));
@@ -121,8 +126,8 @@ HWY_INLINE void FindLm4Levels(float normalizer, const float* HWY_RESTRICT x,
     }
     const auto even = hn::ConcatEven(pairs, words[1], words[0]);
     const auto odd = hn::ConcatOdd(pairs, words[1], words[0]);
-    hn::StoreU(hn::Or(even, hn::ShiftLeft<8>(odd)), pairs,
-               reinterpret_cast<uint32_t*>(codes) + p * kPartLanes / 8);
+    StorePast(pairs, hn::Or(even, hn::ShiftLeft<8>(odd)),
+              reinterpret_cast<uint32_t*>(codes) + p * kPartLanes / 8);
   }
 }
 
@@ -134,6 +139,53 @@ HWY_INLINE void LeaveOver(float step, const float* HWY_RESTRICT x, const float* 
   for (int p = 0; p < kParts; ++p) {
     const auto level = hn::Load(d, levels + p * kPartLanes);
     rest->part[p] = hn::NegMulAdd(hn::Set(d, step), level, hn::Load(d, x + p * kPartLanes));
+  }
+}
+
+// row = scale * codes [128].
+HWY_INLINE void LoadI8Codes(float scale, const int8_t* HWY_RESTRICT codes, RegisterRow* row) {
+  const RowTag d;
+  const hn::RebindToSigned<RowTag> integers;
+  const hn::Rebind<int8_t, RowTag> narrow;
+  HWY_UNROLL(16)
+  for (int p = 0; p < kParts; ++p) {
+    const auto code = hn::PromoteTo(integers, hn::LoadU(narrow, codes + p * kPartLanes));
+    row->part[p] = hn::Mul(hn::Set(d, scale), hn::ConvertTo(d, code));
+  }
+}
+
+// Lane i: the bit where the code of coordinate i of two groups starts; and which of them it is in.
+constexpr std::array<uint32_t, 16> MakeLm4LaneShifts() {
+  std::array<uint32_t, 16> shifts = {};
+  for (int i = 0; i < 16; ++i) shifts[i] = static_cast<uint32_t>(kLm4Shifts[i % 8]);
+  return shifts;
+}
+alignas(64) inline constexpr std::array<uint32_t, 16> kLm4LaneShifts = MakeLm4LaneShifts();
+
+// Each lane of part `p` of a row gets its group's word.
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<RowTag>> Lm4WordsOf(const std::byte* HWY_RESTRICT codes,
+                                                            int p) {
+  const hn::RebindToUnsigned<RowTag> d;
+  constexpr int kGroups = kPartLanes / 8;
+  uint32_t words[2];
+  std::memcpy(words, codes + p * kPartLanes / 2, kGroups * sizeof(uint32_t));
+  if constexpr (kGroups == 2) {
+    return hn::ConcatLowerLower(d, hn::Set(d, words[1]), hn::Set(d, words[0]));
+  } else {
+    return hn::Set(d, words[0]);
+  }
+}
+
+// row = scale * levels of codes [64 bytes].
+HWY_INLINE void LoadLm4Codes(float scale, const std::byte* HWY_RESTRICT codes, RegisterRow* row) {
+  const RowTag d;
+  const hn::RebindToUnsigned<RowTag> words;
+  const hn::RebindToSigned<RowTag> integers;
+  const auto shifts = hn::Load(words, kLm4LaneShifts.data());
+  HWY_UNROLL(16)
+  for (int p = 0; p < kParts; ++p) {
+    const auto code = hn::And(hn::Shr(Lm4WordsOf(codes, p), shifts), hn::Set(words, 15u));
+    row->part[p] = hn::Mul(hn::Set(d, scale), Lm4LevelOf(d, hn::BitCast(integers, code)));
   }
 }
 

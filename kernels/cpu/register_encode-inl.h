@@ -14,6 +14,7 @@
 #include "hwy/highway.h"
 #include "kernels/backend.h"
 #include "kernels/base/coding.h"
+#include "kernels/cpu/coding_order.h"
 #include "kernels/cpu/dots-inl.h"
 #include "kernels/cpu/lm4-inl.h"
 #include "kernels/cpu/register_codes-inl.h"
@@ -28,47 +29,47 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Divisions, square roots and the ends of sums then fill registers, and no row waits for its own.
 inline constexpr int kBatchRows = 16;
+inline constexpr size_t kLineBytes = 64;
 
 struct EncodeBatch {
+  RegisterHadamard hadamard;
   alignas(64) float rows[kBatchRows][kRegisterDim];    // what is coded
   alignas(64) float levels[kBatchRows][kRegisterDim];  // of lm4
   alignas(64) float mean[kRegisterDim];                // un-rotated
-  alignas(64) float turned[kRegisterDim];              // a mean at its angles, or a spoilt row
-  alignas(64) double norm_lanes[kBatchRows][kLanes];
-  alignas(64) double error_lanes[kBatchRows][kLanes];
+  alignas(64) float turned[2][kRegisterDim];           // a pair's means at their angles
+  alignas(64) float spoilt[kRegisterDim];              // a row to sanitise
+  alignas(64) float norm_lanes[kBatchRows][kLanes];
+  alignas(64) float error_lanes[kBatchRows][kLanes];
   alignas(64) float lanes[kBatchRows][kLanes];  // squared lengths, or largest magnitudes
   alignas(64) float lengths[kBatchRows];        // the same, one number per row
   alignas(64) float level_lengths[kBatchRows];
   alignas(64) float factors[kBatchRows];  // what a row is multiplied by before it is rounded
   alignas(64) float steps[kBatchRows];    // scales, rounded
-  alignas(64) double norms[kBatchRows];
-  alignas(64) double errors[kBatchRows];
+  alignas(64) float norms[kBatchRows];
+  alignas(64) float errors[kBatchRows];
 };
 
 template <class T>
 class RegisterEncoder {
  public:
-  RegisterEncoder(const EncodeArgs& args, const PackedRow& row, EncodeBatch& batch)
+  RegisterEncoder(const EncodeArgs& args, const CodingItem& item, EncodeBatch& batch)
       : args_(args),
-        row_(row),
-        keys_(args.rows[row.layer]),
-        planes_(PlanesOf(row, keys_)),
-        hadamard_(HadamardOf(kRegisterDim)),
+        row_(item.row),
+        next_(item.next),
+        keys_(args.rows[row_.layer]),
+        planes_(PlanesOf(row_, keys_)),
+        source_(SourceOf(args, row_)),
         batch_(batch) {
-    if (!UsesRopeMean(row)) return;
-    for (int64_t d = 0; d < kRegisterDim; ++d) {
-      batch.mean[d] = FiniteMean(args.mean_key(row.layer, row.kv_head, d));
-    }
+    if (UsesHadamard(row_)) LoadHadamard(&batch.hadamard);
+    if (UsesRopeMean(row_)) LoadMean(args.mean_key, row_, batch.mean);
   }
 
   EncodeCounts Encode() {
-    const int32_t* source = args_.keep->Row(row_.layer, row_.kv_head) + row_.first_slot;
-    TokenWalk walk(keys_, row_.kv_head);
-    for (int64_t token = 0; token < row_.tokens; ++token)
-      from_[token] = walk.Address(source[token]);
+    FindRows();
     for (int64_t first = 0; first < row_.tokens; first += kBatchRows) {
       const int count = static_cast<int>(std::min<int64_t>(kBatchRows, row_.tokens - first));
-      for (int r = 0; r < count; ++r) Stage(first + r, source[first + r], r);
+      StageBatch(first, count);
+      for (int r = 0; r < count; r += 4) StoreTreeSums(batch_.norm_lanes[r], batch_.norms + r);
       if (static_cast<CodecId>(row_.codec) == CodecId::kI8t) {
         CodeI8(first, count);
       } else {
@@ -76,45 +77,115 @@ class RegisterEncoder {
       }
       AddCounts(count);
     }
+    for (int64_t token = 0; token < row_.tokens; ++token) counts_.nonfinite += nonfinite_[token];
     return counts_;
   }
 
  private:
+  static const int32_t* SourceOf(const EncodeArgs& args, const PackedRow& row) {
+    return args.keep->Row(row.layer, row.kv_head) + row.first_slot;
+  }
+
+  // Where the tokens lie, and after them those that are read next.
+  void FindRows() {
+    TokenWalk walk(keys_, row_.kv_head);
+    for (int64_t token = 0; token < row_.tokens; ++token) {
+      from_[token] = walk.Address(source_[token]);
+    }
+    std::fill_n(from_ + row_.tokens, kBatchRows, from_[row_.tokens - 1]);
+    if (next_ == nullptr || next_->layer != row_.layer) return;
+    if (!IsSound(*next_, args_.rows, std::ssize(args_.packed))) return;
+    if (!SlotsEndBy(*next_, args_.keep->Count(next_->layer, next_->kv_head))) return;
+    TokenWalk next_walk(keys_, next_->kv_head);
+    const int32_t* source = SourceOf(args_, *next_);
+    for (int64_t token = 0; token < std::min<int64_t>(kBatchRows, next_->tokens); ++token) {
+      from_[row_.tokens + token] = next_walk.Address(source[token]);
+    }
+  }
+
+  void StageBatch(int64_t first, int count) {
+    if (!UsesRopeMean(row_)) {
+      Stage<MeanKind::kNone>(first, count);
+    } else if (TurnsHalves(*args_.rotation)) {
+      Stage<MeanKind::kHalves>(first, count);
+    } else {
+      Stage<MeanKind::kAny>(first, count);
+    }
+  }
+  template <MeanKind kMean>
+  void Stage(int64_t first, int count) {
+    UsesHadamard(row_) ? Stage<kMean, true>(first, count) : Stage<kMean, false>(first, count);
+  }
   bool IsI8() const { return static_cast<CodecId>(row_.codec) == CodecId::kI8t; }
   std::byte* Codes(int64_t token) const {
     return args_.packed.data() + planes_.codes + token * planes_.code_row_bytes;
   }
 
-  // Rows of the batch as they will be coded, and what has to be known of them.
-  HWY_INLINE void Stage(int64_t token, int64_t slot, int r) {
-    if (token + kRowsAhead < row_.tokens) PrefetchRow(keys_, from_[token + kRowsAhead]);
-    const T* from = reinterpret_cast<const T*>(from_[token]);
-    RegisterRow row;
-    if (HWY_LIKELY(AllCodable(from))) {
-      LoadParts(from, &row);
-    } else {
-      LoadContiguous(from, kRegisterDim, batch_.turned);
-      counts_.nonfinite += Sanitise(batch_.turned, kRegisterDim);
-      LoadParts(batch_.turned, &row);
+  // Rows of the batch as they will be coded, and what has to be known of them. Of an odd number the
+  // last row is done twice.
+  template <MeanKind kMean, bool kRotate>
+  HWY_NOINLINE void Stage(int64_t first, int count) {
+    for (int r = 0; r < count; r += 2) {
+      const int64_t a = first + r;
+      const int64_t b = r + 1 < count ? a + 1 : a;
+      if constexpr (kMean == MeanKind::kAny) {
+        TurnMean(a, batch_.turned[0]);
+        TurnMean(b, batch_.turned[1]);
+      }
+      RegisterPair pair;
+      LoadRow(a, r, &pair.a);
+      LoadRow(b, r + static_cast<int>(b - a), &pair.b);
+      if constexpr (kMean != MeanKind::kNone) {
+        SubtractMean<kMean>(a, batch_.turned[0], &pair.a);
+        SubtractMean<kMean>(b, batch_.turned[1], &pair.b);
+        if (!IsI8()) {
+          StoreLanes(SquareLanes(pair.a), batch_.lanes[r]);
+          StoreLanes(SquareLanes(pair.b), batch_.lanes[r + 1]);
+        }
+      }
+      if constexpr (kRotate) HadamardParts(batch_.hadamard, &pair);
+      if (IsI8()) {
+        StoreLargestLanes(pair.a, batch_.lanes[r]);
+        StoreLargestLanes(pair.b, batch_.lanes[r + 1]);
+      }
+      StoreParts(pair.a, batch_.rows[r]);
+      StoreParts(pair.b, batch_.rows[r + 1]);
     }
-    StoreSquareLanes(row, batch_.norm_lanes[r]);
-    if (UsesRopeMean(row_)) SubtractMean(slot, &row);
-    if (!IsI8()) StoreSquareLanes(row, batch_.lanes[r]);
-    if (UsesHadamard(row_)) HadamardParts(hadamard_, &row);
-    if (IsI8()) StoreLargestLanes(row, batch_.lanes[r]);
-    StoreParts(row, batch_.rows[r]);
   }
 
-  HWY_INLINE void SubtractMean(int64_t slot, RegisterRow* row) {
-    const RotationTable& table = *args_.rotation;
-    const RotationRow angles = RowOf(table, table.Row(row_.layer, row_.kv_head, slot));
-    if (HWY_LIKELY(TurnsHalves(angles))) {
-      ApplyTurnedMean<MeanUse::kSubtract>(angles, batch_.mean, row);
-      return;
+  // `token` as row r of the batch.
+  HWY_INLINE void LoadRow(int64_t token, int r, RegisterRow* row) {
+    const std::byte* ahead = from_[token + kBatchRows];
+    HWY_UNROLL(8)
+    for (size_t at = 0; at < kRegisterDim * sizeof(T); at += kLineBytes) hwy::Prefetch(ahead + at);
+    const T* from = reinterpret_cast<const T*>(from_[token]);
+    LoadParts(from, row);
+    LaneSums squares = SquareLanes(*row);
+    if (HWY_UNLIKELY(!AllCodable(squares))) {
+      LoadContiguous(from, kRegisterDim, batch_.spoilt);
+      nonfinite_[token] = static_cast<int32_t>(Sanitise(batch_.spoilt, kRegisterDim));
+      LoadParts(batch_.spoilt, row);
+      squares = SquareLanes(*row);
     }
-    std::copy_n(batch_.mean, kRegisterDim, batch_.turned);
-    TurnRow<Turn::kRotate>(angles, batch_.turned);
-    ApplyMean<MeanUse::kSubtract>(batch_.turned, row);
+    StoreLanes(squares, batch_.norm_lanes[r]);
+  }
+
+  int64_t AngleOf(int64_t token) const {
+    return args_.rotation->Row(row_.layer, row_.kv_head, source_[token]);
+  }
+  // `turned` is used where there is no quicker way to it.
+  template <MeanKind kMean>
+  HWY_INLINE void SubtractMean(int64_t token, const float* HWY_RESTRICT turned, RegisterRow* row) {
+    if constexpr (kMean == MeanKind::kHalves) {
+      const HalfAngles angles = HalfAnglesOf(*args_.rotation, AngleOf(token));
+      ApplyTurnedMean<MeanUse::kSubtract>(angles, batch_.mean, row);
+    } else {
+      ApplyMean<MeanUse::kSubtract>(turned, row);
+    }
+  }
+  HWY_NOINLINE void TurnMean(int64_t token, float* turned) {
+    std::copy_n(batch_.mean, kRegisterDim, turned);
+    TurnRow<Turn::kRotate>(RowOf(*args_.rotation, AngleOf(token)), turned);
   }
 
   // steps = scales [count] of the batch, rounded and used rounded as by RoundScale.
@@ -155,15 +226,19 @@ class RegisterEncoder {
       } else {
         StoreI8Codes<CodeRange::kClamped>(rule, batch_.rows[r], codes, &row);
       }
-      StoreSquareLanes(row, batch_.error_lanes[r]);
+      StoreLanes(SquareLanes(row), batch_.error_lanes[r]);
     }
   }
 
   HWY_INLINE void CodeLm4(int64_t first, int count) {
     const RowTag d;
-    for (int r = 0; r < count; r += 4) StoreTreeSums(batch_.lanes[r], batch_.lengths + r);
+    const float* lengths = batch_.norms;
+    if (UsesRopeMean(row_)) {
+      for (int r = 0; r < count; r += 4) StoreTreeSums(batch_.lanes[r], batch_.lengths + r);
+      lengths = batch_.lengths;
+    }
     for (int r = 0; r < kBatchRows; r += kPartLanes) {
-      const auto squared = hn::Load(d, batch_.lengths + r);
+      const auto squared = hn::Load(d, lengths + r);
       const auto unit = hn::Sqrt(hn::Set(d, static_cast<float>(kRegisterDim)));
       const auto factor = hn::Div(unit, hn::Sqrt(squared));
       hn::Store(hn::IfThenElseZero(hn::Gt(squared, hn::Zero(d)), factor), d, batch_.factors + r);
@@ -171,12 +246,12 @@ class RegisterEncoder {
     for (int r = 0; r < count; ++r) {
       RegisterRow levels;
       FindLm4Levels(batch_.factors[r], batch_.rows[r], Codes(first + r), &levels);
-      StoreSquareLanes(levels, batch_.lanes[r]);
+      StoreLanes(SquareLanes(levels), batch_.lanes[r]);
       StoreParts(levels, batch_.levels[r]);
     }
     for (int r = 0; r < count; r += 4) StoreTreeSums(batch_.lanes[r], batch_.level_lengths + r);
     for (int r = 0; r < kBatchRows; r += kPartLanes) {
-      const auto squared = hn::Load(d, batch_.lengths + r);
+      const auto squared = hn::Load(d, lengths + r);
       const auto of_levels = hn::Load(d, batch_.level_lengths + r);
       const auto scale = hn::Div(hn::Sqrt(squared), hn::Sqrt(of_levels));
       // A row without length has no scale.
@@ -186,14 +261,13 @@ class RegisterEncoder {
     for (int r = 0; r < count; ++r) {
       RegisterRow row;
       LeaveOver(batch_.steps[r], batch_.rows[r], batch_.levels[r], &row);
-      StoreSquareLanes(row, batch_.error_lanes[r]);
+      StoreLanes(SquareLanes(row), batch_.error_lanes[r]);
     }
   }
 
   // In token order.
   HWY_INLINE void AddCounts(int count) {
     for (int r = 0; r < count; r += 4) {
-      StoreTreeSums(batch_.norm_lanes[r], batch_.norms + r);
       StoreTreeSums(batch_.error_lanes[r], batch_.errors + r);
     }
     for (int r = 0; r < count; ++r) {
@@ -204,12 +278,14 @@ class RegisterEncoder {
 
   const EncodeArgs& args_;
   const PackedRow& row_;
+  const PackedRow* const next_;
   const KvRef& keys_;
   const PackedPlanes planes_;
-  const Hadamard& hadamard_;
+  const int32_t* const source_;
   EncodeBatch& batch_;
   EncodeCounts counts_;
-  const std::byte* from_[kPackedBlockTokens];
+  const std::byte* from_[kPackedBlockTokens + kBatchRows];
+  int32_t nonfinite_[kPackedBlockTokens] = {};  // of each token
 };
 
 }  // namespace kvern::cpu::HWY_NAMESPACE

@@ -10,6 +10,7 @@
 #include <array>
 #include <cstdint>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/base/band_rotation.h"
 #include "kernels/base/coding.h"
@@ -32,6 +33,11 @@ inline constexpr int kLaneParts = kLanes / kPartLanes;  // registers that hold 1
 struct RegisterRow {
   hn::Vec<RowTag> part[kParts];
 };
+// Two rows whose instructions alternate: each works while the other waits for its last result.
+struct RegisterPair {
+  RegisterRow a;
+  RegisterRow b;
+};
 
 // Narrower registers would spill more than they save.
 inline bool FitsRegisters(const KvRef& ref) {
@@ -44,80 +50,80 @@ HWY_INLINE void LoadParts(const T* from, RegisterRow* row) {
   HWY_UNROLL(16)
   for (int p = 0; p < kParts; ++p) row->part[p] = LoadAsFloat(d, from + p * kPartLanes);
 }
+// Past the caches where `to` allows it: what is written is more than they hold, and a line that is
+// written whole need not be read first. A fence has to follow (hwy::FlushStream).
+template <class D>
+HWY_INLINE void StorePast(D d, hn::Vec<D> value, hn::TFromD<D>* to) {
+  if (HWY_LIKELY(reinterpret_cast<uintptr_t>(to) % sizeof(value) == 0)) {
+    hn::Stream(value, d, to);
+  } else {
+    hn::StoreU(value, d, to);
+  }
+}
+
+// Rows of numbers only: rounded once, those of f16 clamped as decode does.
+HWY_INLINE void StoreRegisters(const RegisterRow& row, float* to) {
+  const RowTag d;
+  HWY_UNROLL(16)
+  for (int p = 0; p < kParts; ++p) StorePast(d, row.part[p], to + p * kPartLanes);
+}
+HWY_INLINE void StoreRegisters(const RegisterRow& row, Float16* to) {
+  const RowTag d;
+  const auto limit = hn::Set(d, kLargestCoded);
+  HWY_UNROLL(16)
+  for (int p = 0; p < kParts; ++p) {
+    StoreRounded(d, hn::Clamp(row.part[p], hn::Neg(limit), limit), to + p * kPartLanes);
+  }
+}
+// The rounded high half of each lane's bits.
+HWY_INLINE hn::Vec<hn::Repartition<uint16_t, RowTag>> RoundToHighHalf(hn::Vec<RowTag> x) {
+  const hn::RebindToUnsigned<RowTag> wide;
+  const hn::Repartition<uint16_t, RowTag> halves;
+  const auto bits = hn::BitCast(wide, x);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(wide, 1u));
+  return hn::BitCast(halves, hn::Add(bits, hn::Add(odd, hn::Set(wide, 0x7FFFu))));
+}
+HWY_INLINE void StoreRegisters(const RegisterRow& row, BFloat16* to) {
+  const hn::Repartition<uint16_t, RowTag> halves;
+  HWY_UNROLL(16)
+  for (int p = 0; p < kParts; p += 2) {
+    const auto both =
+        hn::ConcatOdd(halves, RoundToHighHalf(row.part[p + 1]), RoundToHighHalf(row.part[p]));
+    StorePast(halves, both, reinterpret_cast<uint16_t*>(to) + p * kPartLanes);
+  }
+}
 HWY_INLINE void StoreParts(const RegisterRow& row, float* HWY_RESTRICT to) {
   const RowTag d;
   HWY_UNROLL(16)
   for (int p = 0; p < kParts; ++p) hn::Store(row.part[p], d, to + p * kPartLanes);
 }
 
-// Bits without a sign ascend with the magnitude, NaN above all: those of kLargestCoded in T, or of
-// the largest number below it.
-template <class T>
-struct CodableBits;
-template <>
-struct CodableBits<BFloat16> {
-  using Bits = uint16_t;
-  static constexpr Bits kLargest = 0x477F, kMagnitude = 0x7FFF;
+// The lanes of the sum of squares (kernels/base/lanes.h).
+struct LaneSums {
+  hn::Vec<RowTag> part[kLaneParts];
 };
-template <>
-struct CodableBits<Float16> {
-  using Bits = uint16_t;
-  static constexpr Bits kLargest = 0x7BFF, kMagnitude = 0x7FFF;
-};
-template <>
-struct CodableBits<float> {
-  using Bits = uint32_t;
-  static constexpr Bits kLargest = 0x477FE000, kMagnitude = 0x7FFFFFFF;
-};
-
-// Whether none of the row's numbers needs sanitising.
-template <class T>
-HWY_INLINE bool AllCodable(const T* from) {
-  using Rule = CodableBits<T>;
-  using Bits = typename Rule::Bits;
-  const hn::Repartition<Bits, RowTag> d;
-  constexpr int kStep = static_cast<int>(hn::MaxLanes(d));
-  const auto* bits = reinterpret_cast<const Bits*>(from);
-  auto largest = hn::Zero(d);
-  HWY_UNROLL(16)
-  for (int i = 0; i < kRegisterDim; i += kStep) {
-    largest = hn::Max(largest, hn::And(hn::LoadU(d, bits + i), hn::Set(d, Rule::kMagnitude)));
-  }
-  // Not above the limit: only == and < of signed lanes are cheap everywhere.
-  const auto limit = hn::Set(d, Rule::kLargest);
-  return hn::AllTrue(d, hn::Eq(hn::Max(largest, limit), limit));
-}
-
-// The lanes of the sum of squares (kernels/base/lanes.h), in f32.
-HWY_INLINE void StoreSquareLanes(const RegisterRow& row, float* HWY_RESTRICT lanes) {
+HWY_INLINE LaneSums SquareLanes(const RegisterRow& row) {
   const RowTag d;
-  hn::Vec<RowTag> sum[kLaneParts];
-  for (int p = 0; p < kLaneParts; ++p) sum[p] = hn::Zero(d);
+  LaneSums sum;
+  for (int p = 0; p < kLaneParts; ++p) sum.part[p] = hn::Zero(d);
   HWY_UNROLL(16)
   for (int p = 0; p < kParts; ++p) {
-    sum[p % kLaneParts] = hn::MulAdd(row.part[p], row.part[p], sum[p % kLaneParts]);
+    hn::Vec<RowTag>& lanes = sum.part[p % kLaneParts];
+    lanes = hn::MulAdd(row.part[p], row.part[p], lanes);
   }
-  for (int p = 0; p < kLaneParts; ++p) hn::Store(sum[p], d, lanes + p * kPartLanes);
+  return sum;
 }
-// The same in f64.
-HWY_INLINE void StoreSquareLanes(const RegisterRow& row, double* HWY_RESTRICT lanes) {
-  const hn::CappedTag<double, kPartLanes / 2> wide;
-  const hn::Rebind<float, decltype(wide)> half;
-  constexpr int kHalf = static_cast<int>(hn::MaxLanes(wide));
-  hn::Vec<decltype(wide)> low[kLaneParts];
-  hn::Vec<decltype(wide)> high[kLaneParts];
-  for (int p = 0; p < kLaneParts; ++p) low[p] = high[p] = hn::Zero(wide);
-  HWY_UNROLL(16)
-  for (int p = 0; p < kParts; ++p) {
-    const auto a = hn::PromoteTo(wide, hn::LowerHalf(half, row.part[p]));
-    const auto b = hn::PromoteTo(wide, hn::UpperHalf(half, row.part[p]));
-    low[p % kLaneParts] = hn::MulAdd(a, a, low[p % kLaneParts]);
-    high[p % kLaneParts] = hn::MulAdd(b, b, high[p % kLaneParts]);
-  }
-  for (int p = 0; p < kLaneParts; ++p) {
-    hn::Store(low[p], wide, lanes + p * kPartLanes);
-    hn::Store(high[p], wide, lanes + p * kPartLanes + kHalf);
-  }
+HWY_INLINE void StoreLanes(const LaneSums& sum, float* HWY_RESTRICT lanes) {
+  const RowTag d;
+  for (int p = 0; p < kLaneParts; ++p) hn::Store(sum.part[p], d, lanes + p * kPartLanes);
+}
+// Whether a row with these sums holds neither NaN nor anything above kLargestCoded.
+HWY_INLINE bool AllCodable(const LaneSums& squares) {
+  const RowTag d;
+  const auto limit = hn::Set(d, kLargestCoded * kLargestCoded);
+  auto below = hn::Lt(squares.part[0], limit);
+  for (int p = 1; p < kLaneParts; ++p) below = hn::And(below, hn::Lt(squares.part[p], limit));
+  return hn::AllTrue(d, below);
 }
 
 // The lanes' largest magnitudes.
@@ -161,71 +167,102 @@ HWY_INLINE hn::Vec<RowTag> SwapLanes(hn::Vec<RowTag> x) {
   }
 }
 
-// +1 where bit kStride of the lane is clear, else -1.
+// +1, or bits of +0, where bit kStride of the lane is clear, else -1 or -0.
 template <int kStride>
-constexpr std::array<float, 16> MakeStrideSigns() {
+constexpr std::array<float, 16> MakeStrideSigns(float magnitude) {
   std::array<float, 16> signs = {};
-  for (int i = 0; i < 16; ++i) signs[i] = (i & kStride) == 0 ? 1.0f : -1.0f;
+  for (int i = 0; i < 16; ++i) signs[i] = (i & kStride) == 0 ? magnitude : -magnitude;
   return signs;
 }
 template <int kStride>
-alignas(64) inline constexpr std::array<float, 16> kStrideSigns = MakeStrideSigns<kStride>();
-
+alignas(64) inline constexpr std::array<float, 16> kStrideFactors = MakeStrideSigns<kStride>(1.0f);
 template <int kStride>
+alignas(64) inline constexpr std::array<float, 16> kStrideMasks = MakeStrideSigns<kStride>(0.0f);
+
+// A product with +-1 is exact, so that its fma is one addition or subtraction. Units that multiply
+// and units that only add work side by side when two rows take different ones.
+enum class AddBy : uint8_t { kFma, kAdd };
+
+template <int kStride, AddBy kBy>
 HWY_INLINE void RowButterflies(RegisterRow* row) {
   const RowTag d;
   if constexpr (kStride < kPartLanes) {
-    // The product is exact, so that the fma is the one addition or subtraction.
-    const auto signs = hn::Load(d, kStrideSigns<kStride>.data());
+    const auto factors = hn::Load(d, kStrideFactors<kStride>.data());
+    const auto masks = hn::Load(d, kStrideMasks<kStride>.data());
     HWY_UNROLL(16)
     for (int p = 0; p < kParts; ++p) {
-      row->part[p] = hn::MulAdd(row->part[p], signs, SwapLanes<kStride>(row->part[p]));
+      const auto x = row->part[p];
+      const auto swapped = SwapLanes<kStride>(x);
+      row->part[p] = kBy == AddBy::kFma ? hn::MulAdd(x, factors, swapped)
+                                        : hn::Add(hn::Xor(x, masks), swapped);
     }
   } else {
     constexpr int kApart = kStride / kPartLanes;
+    const auto one = hn::Set(d, 1.0f);
     HWY_UNROLL(16)
     for (int p = 0; p < kParts; ++p) {
       if ((p & kApart) != 0) continue;
       const auto low = row->part[p];
       const auto high = row->part[p + kApart];
-      row->part[p] = hn::Add(low, high);
-      row->part[p + kApart] = hn::Sub(low, high);
+      row->part[p] = kBy == AddBy::kFma ? hn::MulAdd(low, one, high) : hn::Add(low, high);
+      row->part[p + kApart] =
+          kBy == AddBy::kFma ? hn::NegMulAdd(high, one, low) : hn::Sub(low, high);
     }
   }
 }
-HWY_INLINE void AllButterflies(RegisterRow* row) {
-  RowButterflies<1>(row);
-  RowButterflies<2>(row);
-  RowButterflies<4>(row);
-  RowButterflies<8>(row);
-  RowButterflies<16>(row);
-  RowButterflies<32>(row);
-  RowButterflies<64>(row);
+template <int kStride>
+HWY_INLINE void PairButterflies(RegisterPair* pair) {
+  RowButterflies<kStride, AddBy::kFma>(&pair->a);
+  RowButterflies<kStride, AddBy::kAdd>(&pair->b);
+}
+HWY_INLINE void AllButterflies(RegisterPair* pair) {
+  PairButterflies<1>(pair);
+  PairButterflies<2>(pair);
+  PairButterflies<4>(pair);
+  PairButterflies<8>(pair);
+  PairButterflies<16>(pair);
+  PairButterflies<32>(pair);
+  PairButterflies<64>(pair);
 }
 
-HWY_INLINE void MultiplyParts(const float* HWY_RESTRICT by, RegisterRow* row) {
+HWY_INLINE void ApplySigns(const float* HWY_RESTRICT signs, RegisterPair* pair) {
   const RowTag d;
   HWY_UNROLL(16)
   for (int p = 0; p < kParts; ++p) {
-    row->part[p] = hn::Mul(row->part[p], hn::LoadU(d, by + p * kPartLanes));
+    const auto sign = hn::LoadU(d, signs + p * kPartLanes);
+    pair->a.part[p] = hn::Xor(pair->a.part[p], sign);
+    pair->b.part[p] = hn::Xor(pair->b.part[p], sign);
   }
 }
-HWY_INLINE void ScaleParts(float scale, RegisterRow* row) {
+HWY_INLINE void ScaleParts(float scale, RegisterPair* pair) {
   const RowTag d;
   HWY_UNROLL(16)
-  for (int p = 0; p < kParts; ++p) row->part[p] = hn::Mul(row->part[p], hn::Set(d, scale));
+  for (int p = 0; p < kParts; ++p) {
+    pair->a.part[p] = hn::Mul(pair->a.part[p], hn::Set(d, scale));
+    pair->b.part[p] = hn::Mul(pair->b.part[p], hn::Set(d, scale));
+  }
 }
 
-// RotateByHadamard and UnrotateByHadamard of a head of 128, which is one block of order 128.
-HWY_INLINE void HadamardParts(const Hadamard& hadamard, RegisterRow* row) {
-  MultiplyParts(hadamard.signs.data(), row);
-  AllButterflies(row);
-  ScaleParts(hadamard.blocks[0].scale, row);
+// What the rotation of heads of 128, one block of order 128, takes from a Hadamard.
+struct RegisterHadamard {
+  alignas(64) float sign_bits[kRegisterDim];  // -0 where a sign is -1, else +0
+  float scale;
+};
+inline void LoadHadamard(RegisterHadamard* hadamard) {
+  const Hadamard& from = HadamardOf(kRegisterDim);
+  for (int i = 0; i < kRegisterDim; ++i) hadamard->sign_bits[i] = 0.0f * from.signs[i];
+  hadamard->scale = from.blocks[0].scale;
 }
-HWY_INLINE void InverseHadamardParts(const Hadamard& hadamard, RegisterRow* row) {
-  AllButterflies(row);
-  ScaleParts(hadamard.blocks[0].scale, row);
-  MultiplyParts(hadamard.signs.data(), row);
+// RotateByHadamard and UnrotateByHadamard.
+HWY_INLINE void HadamardParts(const RegisterHadamard& hadamard, RegisterPair* pair) {
+  ApplySigns(hadamard.sign_bits, pair);
+  AllButterflies(pair);
+  ScaleParts(hadamard.scale, pair);
+}
+HWY_INLINE void InverseHadamardParts(const RegisterHadamard& hadamard, RegisterPair* pair) {
+  AllButterflies(pair);
+  ScaleParts(hadamard.scale, pair);
+  ApplySigns(hadamard.sign_bits, pair);
 }
 
 enum class MeanUse : uint8_t { kSubtract, kAdd };
@@ -236,13 +273,44 @@ HWY_INLINE hn::Vec<RowTag> WithMean(hn::Vec<RowTag> x, hn::Vec<RowTag> mean) {
 }
 
 // Whether every coordinate of a head of 128 is in a band, and both of a band lie in like lanes.
-inline bool TurnsHalves(const RotationRow& angles) {
-  return angles.layout == RopeLayout::kHalf && 2 * angles.bands == kRegisterDim;
+inline bool TurnsHalves(const RotationTable& table) {
+  return table.layout == RopeLayout::kHalf && 2 * table.bands == kRegisterDim;
 }
 
-// row +- the un-rotated `mean` [128] turned by `angles`, for which TurnsHalves holds.
+// What is done about the mean key: nothing, turn it where TurnsHalves holds, or where it does not.
+enum class MeanKind : uint8_t { kNone, kHalves, kAny };
+
+// mean [128] = FiniteMean of the row's head, un-rotated.
+inline void LoadMean(const TensorView<const Float16, 3>& mean_key, const PackedRow& row,
+                     float* HWY_RESTRICT mean) {
+  const RowTag d;
+  const Float16* from = mean_key.At(row.layer, row.kv_head);
+  if (mean_key.stride[2] != 1) {
+    for (int64_t i = 0; i < kRegisterDim; ++i) {
+      mean[i] = FiniteMean(mean_key(row.layer, row.kv_head, i));
+    }
+    return;
+  }
+  for (int64_t i = 0; i < kRegisterDim; i += kPartLanes) {
+    const auto value = LoadAsFloat(d, from + i);
+    const auto finite = hn::Le(hn::Abs(value), hn::Set(d, kLargestCoded));
+    hn::Store(hn::IfThenElseZero(finite, value), d, mean + i);
+  }
+}
+
+// cos and sin [64] of a row's bands, where TurnsHalves holds.
+struct HalfAngles {
+  const float* cosine;
+  const float* sine;
+};
+HWY_INLINE HalfAngles HalfAnglesOf(const RotationTable& table, int64_t angle) {
+  const int64_t at = angle * (kRegisterDim / 2);
+  return {table.cosine.data() + at, table.sine.data() + at};
+}
+
+// row +- the un-rotated `mean` [128] turned by the row's angles.
 template <MeanUse kUse>
-HWY_INLINE void ApplyTurnedMean(const RotationRow& angles, const float* HWY_RESTRICT mean,
+HWY_INLINE void ApplyTurnedMean(const HalfAngles& angles, const float* HWY_RESTRICT mean,
                                 RegisterRow* row) {
   const RowTag d;
   constexpr int kHalfParts = kParts / 2;

@@ -6,7 +6,7 @@
 namespace kvern::cuda {
 namespace {
 
-// Two threads per token. ptxas: 168 registers on sm_80, 160 on sm_90a, 142 on sm_100 for bf16 and
+// Two threads per token. ptxas: 158 registers on sm_80 and sm_90a, 146 on sm_100 for bf16 and
 // 128, so that 12 warps fill a multiprocessor; each has 64 independent elements to work on.
 template <class T, int kHeadDim>
 __global__ void __launch_bounds__(kCodingThreads) EncodePairsKernel(EncodeParams params) {

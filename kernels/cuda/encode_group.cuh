@@ -32,14 +32,14 @@ class GroupEncoder {
       if (live) CopyRaw(row, codes);
       return;
     }
-    const double norm = Load(row, live);
+    const float norm = Load(row, live);
     if (block_.row.rope_mean) {
       const RotationRow angles = AnglesAt(params_, block_.row, slot);
       for (int32_t d = lane_; d < head_dim_; d += kLanes) {
         x_[d] -= TurnedMean(shared_.mean, angles, d);
       }
     }
-    const float squared_length = GroupTreeSum(SquaredLane<float>(x_));
+    const float squared_length = GroupTreeSum(SquaredLane(x_));
     if (block_.row.hadamard) {
       for (int32_t d = lane_; d < head_dim_; d += kLanes) x_[d] *= params_.hadamard.signs[d];
       __syncwarp();
@@ -51,7 +51,7 @@ class GroupEncoder {
     const CodeScale scale = block_.row.codec == CodecId::kI8t
                                 ? CodeI8(live ? codes : nullptr)
                                 : CodeLm4(squared_length, live ? codes : nullptr);
-    const double error = GroupTreeSum(SquaredLane<double>(y_));
+    const float error = GroupTreeSum(SquaredLane(y_));
     if (lane_ != 0 || !live) return;
     StoreBytes(reinterpret_cast<std::byte*>(block_.scales + token), scale.stored.bits, 2);
     shared_.norms[token] = norm;
@@ -69,7 +69,7 @@ class GroupEncoder {
   }
 
   // x = the row, sanitised; |row|^2.
-  __device__ double Load(const std::byte* row, bool live) {
+  __device__ float Load(const std::byte* row, bool live) {
     unsigned count = 0;
     for (int32_t d = lane_; d < head_dim_; d += kLanes) {
       float value = ToFloat(*reinterpret_cast<const T*>(row + d * block_.layer.dim_stride));
@@ -80,16 +80,12 @@ class GroupEncoder {
       x_[d] = value;
     }
     if (count > 0 && live) atomicAdd(shared_.nonfinite, count);
-    return GroupTreeSum(SquaredLane<double>(x_));
+    return GroupTreeSum(SquaredLane(x_));
   }
 
-  template <class S>
-  __device__ S SquaredLane(const float* x) const {
-    S sum = 0;
-    for (int32_t d = lane_; d < head_dim_; d += kLanes) {
-      const S value = x[d];
-      sum = fma(value, value, sum);
-    }
+  __device__ float SquaredLane(const float* x) const {
+    float sum = 0;
+    for (int32_t d = lane_; d < head_dim_; d += kLanes) sum = fmaf(x[d], x[d], sum);
     return sum;
   }
 
@@ -130,7 +126,7 @@ class GroupEncoder {
       const bool stores = codes != nullptr && normalizer != 0.0f && d < head_dim_;
       if (stores && d % kOctet == 0) StoreBytes(codes + d / 2, word, 4);
     }
-    const CodeScale scale = Lm4Scale(squared_length, GroupTreeSum(SquaredLane<float>(x_)));
+    const CodeScale scale = Lm4Scale(squared_length, GroupTreeSum(SquaredLane(x_)));
     for (int32_t d = lane_; d < head_dim_; d += kLanes) y_[d] = fmaf(-scale.value, x_[d], y_[d]);
     return scale;
   }

@@ -35,20 +35,21 @@ class PairEncoder {
     for (int s = 0; s < kSteps; ++s) {
       LoadOctet<T, RowAccess::kVector>(row_, sizeof(T), First(s), x_[s]);
     }
-    double wide[kOctet] = {};
-    Sanitise(wide);
-    const double norm = PairTreeSum(wide);
+    float lanes[kOctet] = {};
+    Sanitise(lanes);
+    const float norm = PairTreeSum(lanes);
+    float squared_length = norm;
     if (block_.row.rope_mean) {
       PairAddMean<kSteps>(shared_.mean, AnglesAt(params_, block_.row, slot_), -1.0f, x_);
+      Clear(lanes);
+      Accumulate(lanes);
+      squared_length = PairTreeSum(lanes);
     }
-    float lanes[kOctet] = {};
-    Accumulate(lanes);
-    const float squared_length = PairTreeSum(lanes);
     if (block_.row.hadamard) PairRotate<kSteps>(odd_ ? -1.0f : 1.0f, x_);
     const CodeScale scale = block_.row.codec == CodecId::kI8t ? CodeI8() : CodeLm4(squared_length);
-    Clear(wide);
-    Accumulate(wide);
-    const double error = PairTreeSum(wide);
+    Clear(lanes);
+    Accumulate(lanes);
+    const float error = PairTreeSum(lanes);
     if (odd_ || !live_) return;
     block_.scales[token_] = scale.stored;
     shared_.norms[token_] = norm;
@@ -67,31 +68,29 @@ class PairEncoder {
     }
   }
 
-  template <class S>
-  __device__ void Accumulate(S (&lanes)[kOctet]) const {
+  __device__ void Accumulate(float (&lanes)[kOctet]) const {
     KVERN_UNROLL
     for (int s = 0; s < kSteps; ++s) {
       KVERN_UNROLL
       for (int e = 0; e < kOctet; ++e) {
-        const S value = x_[s][e];
-        lanes[e] = fma(value, value, lanes[e]);
+        lanes[e] = fmaf(x_[s][e], x_[s][e], lanes[e]);
       }
     }
   }
 
-  __device__ static void Clear(double (&lanes)[kOctet]) {
+  __device__ static void Clear(float (&lanes)[kOctet]) {
     KVERN_UNROLL
     for (int e = 0; e < kOctet; ++e) lanes[e] = 0;
   }
 
   // NaN becomes 0, what is too large is clamped; `lanes` become those of |x|^2. A sum below the
   // square of the largest value says that there is neither, without a look at each.
-  __device__ void Sanitise(double (&lanes)[kOctet]) {
+  __device__ void Sanitise(float (&lanes)[kOctet]) {
     Accumulate(lanes);
-    double sum = 0;
+    float sum = 0;
     KVERN_UNROLL
     for (int e = 0; e < kOctet; ++e) sum += lanes[e];
-    if (sum < double{kLargestCoded} * double{kLargestCoded}) return;
+    if (sum < kLargestCoded * kLargestCoded) return;
     unsigned count = 0;
     KVERN_UNROLL
     for (int s = 0; s < kSteps; ++s) {

@@ -14,15 +14,15 @@ struct EncodeShared {
   float* mean;  // [head_dim], filled with rm only
   uint32_t* cells;
   float* levels;
-  double* norms;   // [kPackedBlockTokens] |x|^2
-  double* errors;  // [kPackedBlockTokens] |x - decode(encode(x))|^2
+  float* norms;   // [kPackedBlockTokens] |x|^2
+  float* errors;  // [kPackedBlockTokens] |x - decode(encode(x))|^2
   unsigned* nonfinite;
 };
 #define KVERN_ENCODE_SHARED(name, mean)                                  \
   KVERN_SHARED(uint32_t, shared_cells, kLm4Cells);                       \
   KVERN_SHARED(float, shared_levels, 16);                                \
-  KVERN_SHARED(double, shared_norms, kPackedBlockTokens);                \
-  KVERN_SHARED(double, shared_errors, kPackedBlockTokens);               \
+  KVERN_SHARED(float, shared_norms, kPackedBlockTokens);                 \
+  KVERN_SHARED(float, shared_errors, kPackedBlockTokens);                \
   KVERN_SHARED(unsigned, shared_nonfinite, 1);                           \
   const EncodeShared name = {mean,         shared_cells,  shared_levels, \
                              shared_norms, shared_errors, shared_nonfinite}
@@ -47,7 +47,7 @@ __device__ inline void WriteCounts(const Block& block, const EncodeShared& share
                                    RowCounts* counts) {
   const bool norms = threadIdx.x == 0;
   if (!norms && threadIdx.x != kWarp) return;
-  const double* from = norms ? shared.norms : shared.errors;
+  const float* from = norms ? shared.norms : shared.errors;
   double sum = 0;
   for (int token = 0; token < block.row.tokens; ++token) sum += from[token];
   if (norms) {

@@ -28,9 +28,8 @@ int64_t Sanitise(std::vector<float>& x) {
   return count;
 }
 
-double SquaredSum(const std::vector<float>& x) {
-  const std::vector<double> wide(x.begin(), x.end());
-  return LaneDot(wide.data(), wide.data(), static_cast<int64_t>(wide.size()));
+float SquaredSum(const std::vector<float>& x) {
+  return LaneDot(x.data(), x.data(), static_cast<int64_t>(x.size()));
 }
 
 // Codes y; y becomes what the codes leave over.
@@ -120,7 +119,7 @@ class RowEncoder {
     counts->nonfinite += Sanitise(x_);
     counts->squared_norm += SquaredSum(x_);
     if (!mean_.empty()) SubtractMean(source);
-    const float squared_length = LaneDot(x_.data(), x_.data(), keys_.head_dim);
+    const float squared_length = SquaredSum(x_);
     if (UsesHadamard(row_)) RotateByHadamard(HadamardOf(keys_.head_dim), x_.data());
     const CodeScale scale = static_cast<CodecId>(row_.codec) == CodecId::kI8t
                                 ? CodeI8(x_, reinterpret_cast<int8_t*>(target.codes))
