@@ -1,7 +1,10 @@
 // A worker takes one row of the packed table; its 64 tokens share one set of row buffers.
 #include "kernels/cpu/decode.h"
 
+#include <vector>
+
 #include "kernels/base/status_macros.h"
+#include "kernels/cpu/coding_order.h"
 #include "kernels/cpu/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -13,6 +16,7 @@
 #include "kernels/cpu/hadamard-inl.h"
 #include "kernels/cpu/kv_row-inl.h"
 #include "kernels/cpu/lm4-inl.h"
+#include "kernels/cpu/register_decode-inl.h"
 #include "kernels/cpu/rotation-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -140,8 +144,19 @@ class RowDecoder {
 
 absl::Status DecodeRow(const DecodeArgs& args, const PackedRow& row, Scratch& scratch) {
   KVERN_CHECK(IsSound(row, args.rows, std::ssize(args.packed)));
+  const KvRef& out = args.rows[row.layer];
   scratch.Reset();
-  const int64_t padded = PaddedDim(args.rows[row.layer].head_dim);
+  if (FitsRegisters(out) && static_cast<CodecId>(row.codec) != CodecId::kRaw16 &&
+      HasFiniteScales(args.packed, row, PlanesOf(row, out))) {
+    KVERN_CHECK(SlotsEndBy(row, out.tokens));
+    auto* rows = scratch.Take<DecodeRows>(1);
+    KVERN_RETURN_IF_ERROR(scratch.Taken());
+    VisitDType(out.dtype, [&](auto tag) HWY_ATTR {
+      RegisterDecoder<typename decltype(tag)::type>(args, row, *rows).Decode();
+    });
+    return absl::OkStatus();
+  }
+  const int64_t padded = PaddedDim(out.head_dim);
   const Buffers buffers = {scratch.Take<float>(padded), scratch.Take<float>(padded),
                            scratch.Take<float>(padded)};
   KVERN_RETURN_IF_ERROR(scratch.Taken());
@@ -161,9 +176,10 @@ HWY_EXPORT(DecodeRow);
 }  // namespace
 
 absl::Status Decode(Runner& runner, const DecodeArgs& args) {
-  return runner.ForEach(std::ssize(args.table), [&](int64_t item, int worker) {
+  const std::vector<int32_t> order = CodingOrder(args.table);
+  return runner.ForEach(std::ssize(order), [&](int64_t item, int worker) {
     KVERN_RETURN_IF_ERROR(runner.Check());
-    return HWY_DYNAMIC_DISPATCH(DecodeRow)(args, args.table[item], runner.ScratchOf(worker));
+    return HWY_DYNAMIC_DISPATCH(DecodeRow)(args, args.table[order[item]], runner.ScratchOf(worker));
   });
 }
 
