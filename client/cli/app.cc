@@ -63,7 +63,7 @@ int Run(const std::vector<std::string>& arguments, const Console& console) {
   AddGlobalFlags(&app, &globals);
   Commands commands;
   for (const auto add : {AddCompress, AddPlan, AddInspect, AddUnpack, AddStages, AddModels,
-                         AddPools, AddStore, AddInfo, AddPing}) {
+                         AddPools, AddStore, AddInfo, AddPing, AddBench}) {
     add(&app, &globals, &commands);
   }
   try {

@@ -31,6 +31,7 @@ void AddPools(CLI::App* app, const GlobalFlags* globals, Commands* commands);
 void AddStore(CLI::App* app, const GlobalFlags* globals, Commands* commands);
 void AddInfo(CLI::App* app, const GlobalFlags* globals, Commands* commands);
 void AddPing(CLI::App* app, const GlobalFlags* globals, Commands* commands);
+void AddBench(CLI::App* app, const GlobalFlags* globals, Commands* commands);
 
 // Parses and runs; `arguments` without the program's name. Returns the exit code.
 int Run(const std::vector<std::string>& arguments, const Console& console);

@@ -74,10 +74,13 @@ void AddGlobalFlags(CLI::App* app, GlobalFlags* flags) {
   add("--tls-ca", flags->tls.ca, "PEM file: whom to trust over TCP")->type_name("FILE");
   add("--tls-cert", flags->tls.certificate, "PEM file: own certificate")->type_name("FILE");
   add("--tls-key", flags->tls.key, "PEM file: its key")->type_name("FILE");
-  add("--backend", flags->backend, "with --local: auto, ref, cpu or cuda")->type_name("NAME");
-  add("--instruction-set", flags->instruction_set, "with --local: auto, or one of the cpu backend")
+  add("--backend", flags->backend, "with --local: auto, ref, cpu or cuda; bench: ref or cpu")
       ->type_name("NAME");
-  add("--threads", flags->threads, "with --local: worker threads (default: one per core)");
+  add("--instruction-set", flags->instruction_set,
+      "with --local, bench: auto, or one of the cpu backend")
+      ->type_name("NAME");
+  add("--threads", flags->threads,
+      "with --local: worker threads (default: one per core); bench: default 1");
 }
 
 std::string DefaultServerAddress() {

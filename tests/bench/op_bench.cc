@@ -1,227 +1,110 @@
-// Every op of the cpu backend on one layer, as a multiple of reading its keys once.
-#include <functional>
+// Every op of `kvern bench` under google-benchmark, on one and two threads, its allocations
+// counted.
+#include <map>
 #include <memory>
+#include <optional>
 #include <string>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/backend.h"
-#include "kernels/base/packed_layout.h"
-#include "tests/bench/layer.h"
-#include "tests/bench/measure.h"
-#include "tests/support/packed_case.h"
+#include "benchmark/benchmark.h"
+#include "client/cli/bench/ops.h"
+#include "kernels/backends.h"
+#include "tests/bench/allocations.h"
+#include "tests/bench/benchmarks.h"
 
 namespace kvern::bench {
 namespace {
 
-using OpRun = std::function<absl::Status(Backend&)>;
-// Makes its inputs when the benchmark runs, not when it is listed.
-using MakeOp = std::function<OpRun()>;
+// Rounds of one op: report.py takes median, p10 and p90 over them.
+constexpr int kRounds = 9;
 
-void Register(const std::string& name, const Work& work, const MakeOp& make) {
-  for (const int threads : {1, 2}) {
-    const auto run = std::make_shared<OpRun>();
-    benchmark::RegisterBenchmark(absl::StrCat("op/", name, "/threads:", threads).c_str(),
-                                 [work, make, threads, run](benchmark::State& state) {
-                                   if (*run == nullptr) *run = make();
-                                   MeasureRound(state, ReadOf(threads), work,
-                                                [&] { return (*run)(BackendOf(threads)); });
-                                 })
-        ->Iterations(1)
-        ->Repetitions(kRounds)
-        ->UseManualTime();
-  }
+// Everything lives to the end of the process: benchmarks share it.
+const Layer& TheLayer() {
+  static const Layer& layer = *new Layer(Shape());
+  return layer;
 }
-
-// One output for all ops that score.
-ScoreView Out() {
-  static auto& scores = *new std::vector<float>(kKvHeads * kTokens);
-  return DenseView(scores.data(), int64_t{1}, kKvHeads, kTokens);
+Backend& BackendOf(int threads) {
+  static auto& backends = *new std::map<int, std::unique_ptr<Backend>>;
+  std::unique_ptr<Backend>& backend = backends[threads];
+  if (backend == nullptr) backend = MakeBackend({.name = "cpu", .threads = threads}).value();
+  return *backend;
 }
-ConstScoreView Scores() {
-  return DenseView(static_cast<const float*>(TheLayer().scores.data()), int64_t{1}, kKvHeads,
-                   kTokens);
+StreamRead& ReadOf(int threads) {
+  static auto& reads = *new std::map<int, std::unique_ptr<StreamRead>>;
+  std::unique_ptr<StreamRead>& read = reads[threads];
+  const auto keys =
+      std::span<const std::byte>(TheLayer().keys.refs()[0].base, TheLayer().shape.KeyBytes());
+  if (read == nullptr) read = std::make_unique<StreamRead>(keys, threads);
+  return *read;
 }
 
-template <class T>
-using Shared = std::shared_ptr<const std::vector<T>>;
-Shared<float> Floats(int64_t count) {
-  return std::make_shared<const std::vector<float>>(support::RandomFloats(count, /*seed=*/5));
-}
-Shared<double> Doubles(int64_t count) {
-  return std::make_shared<const std::vector<double>>(support::RandomDoubles(count, /*seed=*/6));
+void Count(const Round& round, const PreparedOp& op, benchmark::State& state) {
+  const double read_bytes = static_cast<double>(TheLayer().shape.KeyBytes());
+  const double floor_bytes = static_cast<double>(op.floor_bytes);
+  state.SetIterationTime(round.op.wall);
+  state.counters["wall_ms"] = round.op.wall * 1e3;
+  state.counters["x_read"] = round.StreamReads();
+  state.counters["x_read_cpu"] = round.StreamReadsCpu();
+  state.counters["read_gbps"] = read_bytes / round.read.wall / 1e9;
+  state.counters["floor_x"] = floor_bytes / read_bytes;
+  state.counters["floor_mib"] = floor_bytes / (1 << 20);
+  state.counters["tokens_per_s"] = static_cast<double>(TheLayer().shape.tokens) / round.op.wall;
 }
 
-OpRun TriAttention(int32_t q_heads) {
-  const Shared<float> u = Floats(q_heads * kHeadDim), w = Floats(q_heads * kBands);
-  return [=](Backend& backend) {
-    TriAttentionArgs args;
-    args.keys = TheLayer().keys.refs();
-    args.bands = kBands;
-    args.q_heads = q_heads;
-    args.u = DenseView(u->data(), 1, q_heads, 1, kHeadDim);
-    args.w = DenseView(w->data(), 1, q_heads, kBands);
-    args.candidates = TheLayer().All();
-    return backend.TriAttention(args, Out());
+// One run: report.py puts the repetitions together.
+void MeasureOne(benchmark::State& state, StreamRead& read, const PreparedOp& op) {
+  int64_t allocated = 0;  // in the second run
+  const Run counted = [&]() -> absl::Status {
+    const int64_t before = Allocations();
+    const absl::Status status = op.run();
+    allocated = Allocations() - before;
+    return status;
   };
-}
-
-OpRun ExpectedAttention(int32_t q_heads) {
-  constexpr int32_t kRank = 8;
-  const Shared<double> linear = Doubles(q_heads * kHeadDim), diagonal = linear;
-  const Shared<double> factors = Doubles(q_heads * kRank * kHeadDim);
-  return [=](Backend& backend) {
-    ExpectedAttentionArgs args;
-    args.keys = TheLayer().keys.refs();
-    args.values = TheLayer().values.refs();
-    args.q_heads = q_heads;
-    args.rank = kRank;
-    args.linear = DenseView(linear->data(), 1, q_heads, kHeadDim);
-    args.factors = DenseView(factors->data(), 1, q_heads, kRank, kHeadDim);
-    args.diagonal = DenseView(diagonal->data(), 1, q_heads, kHeadDim);
-    args.counted = TheLayer().All();
-    args.log = true;
-    return backend.ExpectedAttention(args, Out());
-  };
-}
-
-OpRun WindowAttention(int32_t q_heads) {
-  constexpr int32_t kWindow = 32;
-  const Shared<float> queries = Floats(q_heads * kWindow * kHeadDim);
-  return [=](Backend& backend) {
-    WindowAttentionArgs args;
-    args.keys = TheLayer().keys.refs();
-    args.queries = DenseView(queries->data(), 1, q_heads, kWindow, kHeadDim);
-    return backend.WindowAttention(args, Out());
-  };
-}
-
-void RegisterScorers() {
-  const Work keys_once = {kTokens, kKeyBytes + kScoreBytes};
-  const Work with_angles = {kTokens, kKeyBytes + kAngleBytes + kScoreBytes};
-  Register("key_norm", keys_once, [] {
-    return [](Backend& backend) { return backend.RowNorms(TheLayer().keys.refs(), Out()); };
-  });
-  Register("keydiff unrotate", with_angles, [] {
-    return [](Backend& backend) {
-      return backend.KeyDiff({TheLayer().keys.refs(), &TheLayer().rotation, TheLayer().All()},
-                             Out());
-    };
-  });
-  for (const int32_t group : {1, 4}) {
-    const auto q_heads = static_cast<int32_t>(group * kKvHeads);
-    const std::string suffix = absl::StrCat(" G=", group);
-    Register("triattention mean" + suffix, keys_once, [=] { return TriAttention(q_heads); });
-    Register("expected_attention rank=8 log" + suffix, {kTokens, 2 * kKeyBytes + kScoreBytes},
-             [=] { return ExpectedAttention(q_heads); });
-    Register("snapkv window=32" + suffix, keys_once, [=] { return WindowAttention(q_heads); });
+  for (auto unused : state) {
+    const absl::StatusOr<Round> round = MeasureRound(read, counted);
+    if (!round.ok()) return state.SkipWithError(round.status().ToString().c_str());
+    Count(*round, op, state);
+    state.counters["allocations"] = static_cast<double>(allocated);
   }
 }
 
-KeepList EqualCounts(int32_t count) {
-  const std::vector<int32_t> counts(kKvHeads, count);
-  return KeepList::WithCounts(DenseView(counts.data(), int64_t{1}, kKvHeads));
-}
-
-void RegisterSelectors() {
-  const int64_t mask_bytes = 2 * kTokens;
-  Register("topk 2048 of 32768", {kTokens, kScoreBytes + mask_bytes + kKvHeads * 2048 * 4}, [] {
-    return [keep = std::make_shared<KeepList>(EqualCounts(2048))](Backend& backend) {
-      TopKArgs args;
-      args.scores = Scores();
-      args.candidates = TheLayer().All();
-      args.forced = TheLayer().None();
-      return backend.TopK(args, keep.get());
-    };
-  });
-  Register("diverse 128 of 32768", {kTokens, kScoreBytes + mask_bytes + kKvHeads * 128 * 256}, [] {
-    return [keep = std::make_shared<KeepList>(EqualCounts(128))](Backend& backend) {
-      DiverseArgs args;
-      args.scores = Scores();
-      args.candidates = TheLayer().All();
-      args.forced = TheLayer().None();
-      args.values = TheLayer().values.refs();
-      return backend.Diverse(args, keep.get());
-    };
-  });
-}
-
-// All 32768 tokens of one role under one codec.
-struct Coded {
-  KeepList keep = support::KeepEvery(TheLayer().keys.refs(), 0, 1);
-  support::PackedCase packed;
-  std::vector<std::byte> bytes;
-  std::vector<Float16> mean = std::vector<Float16>(kKvHeads * kHeadDim, Float16{0x2E66});  // 0.1
-  support::HostKv out = PagedKv(kTokens);
-
-  explicit Coded(CodecSpec codec)
-      : packed(support::PlanRows(TheLayer().keys.refs(), keep, codec)), bytes(packed.bytes) {}
-  TensorView<const Float16, 3> Mean() const {
-    return DenseView(mean.data(), int64_t{1}, kKvHeads, kHeadDim);
-  }
-  absl::Status Encode(Backend& backend, LayerRefs rows) {
-    EncodeCounts counts;
-    return backend.Encode({rows, &keep, packed.table, Mean(), &TheLayer().rotation, bytes},
-                          &counts);
-  }
-  absl::Status Decode(Backend& backend) {
-    return backend.Decode({bytes, packed.table, Mean(), &TheLayer().rotation, out.refs()});
-  }
+// The inputs of one benchmark: made when it runs, not when it is listed; given back with its last
+// repetition, so that all of them need not fit in memory.
+struct Inputs {
+  std::optional<absl::StatusOr<PreparedOp>> op;
+  int rounds_left = kRounds;
 };
 
-void RegisterCodec(const std::string& name, CodecSpec codec, Role role) {
-  const int64_t rows = kKvHeads * kTokens;
-  const Work work = {kTokens, kKeyBytes +
-                                  rows * (CodeRowBytes(codec.id, DType::kBF16, kHeadDim) +
-                                          static_cast<int64_t>(sizeof(Float16))) +
-                                  ((codec.flags & kFlagRopeMean) != 0 ? kAngleBytes : 0)};
-  const auto source = [role] {
-    return role == Role::kKey ? TheLayer().keys.refs() : TheLayer().values.refs();
+void Register(const Op& op, int64_t group, int threads) {
+  const std::string name = op.reads_queries ? absl::StrCat(op.name, " G=", group) : op.name;
+  const auto inputs = std::make_shared<Inputs>();
+  const auto measure = [&op, group, threads, inputs](benchmark::State& state) {
+    if (!inputs->op.has_value()) {
+      inputs->op =
+          op.prepare({&TheLayer(), &BackendOf(threads), group * TheLayer().shape.kv_heads});
+    }
+    if (inputs->op->ok()) {
+      MeasureOne(state, ReadOf(threads), **inputs->op);
+    } else {
+      state.SkipWithError(inputs->op->status().ToString().c_str());
+    }
+    if (--inputs->rounds_left == 0) inputs->op.reset();
   };
-  Register("encode " + name, work, [=] {
-    return [=, coded = std::make_shared<Coded>(codec)](Backend& backend) {
-      return coded->Encode(backend, source());
-    };
-  });
-  Register("decode " + name, work, [=] {
-    const auto coded = std::make_shared<Coded>(codec);
-    const absl::Status encoded = coded->Encode(BackendOf(1), source());
-    return [=](Backend& backend) { return encoded.ok() ? coded->Decode(backend) : encoded; };
-  });
-}
-
-void RegisterGather(int64_t step) {
-  const int64_t kept = kTokens / step;
-  Register(absl::StrCat("gather K ", kept, " of 32768"), {kept, 2 * kKeyBytes / step}, [=] {
-    const auto keep =
-        std::make_shared<KeepList>(support::KeepEvery(TheLayer().keys.refs(), step - 1, step));
-    const auto out = std::make_shared<support::HostKv>(PagedKv(kept));
-    return [=](Backend& backend) {
-      GatherArgs args;
-      args.in = TheLayer().keys.refs();
-      args.keep = keep.get();
-      args.out = out->refs();
-      return backend.Gather(args);
-    };
-  });
+  benchmark::RegisterBenchmark(absl::StrCat("op/", name, "/threads:", threads).c_str(), measure)
+      ->Iterations(1)
+      ->Repetitions(kRounds)
+      ->UseManualTime();
 }
 
 }  // namespace
 
 void RegisterOpBenchmarks() {
-  RegisterScorers();
-  RegisterSelectors();
-  Register("mean_key", {kTokens, kKeyBytes + kAngleBytes}, [] {
-    return [mean = std::make_shared<std::vector<Float16>>(kKvHeads * kHeadDim)](Backend& backend) {
-      return backend.MeanKey({TheLayer().keys.refs(), &TheLayer().rotation, TheLayer().All()},
-                             DenseView(mean->data(), int64_t{1}, kKvHeads, kHeadDim));
-    };
-  });
-  RegisterCodec("K i8t+rm", {CodecId::kI8t, kFlagRopeMean}, Role::kKey);
-  RegisterCodec("K lm4+rm", {CodecId::kLm4, kFlagHadamard | kFlagRopeMean}, Role::kKey);
-  RegisterCodec("V lm4", {CodecId::kLm4, kFlagHadamard}, Role::kValue);
-  RegisterGather(/*step=*/16);
-  RegisterGather(/*step=*/2);
+  for (const Op& op : Ops()) {
+    for (const int threads : {1, 2}) {
+      Register(op, /*group=*/1, threads);
+      if (op.reads_queries) Register(op, /*group=*/4, threads);
+    }
+  }
 }
 
 }  // namespace kvern::bench

@@ -59,7 +59,7 @@ def main():
         rows, reads = [], []
         for name, rounds in groups.items():
             kind, _, rest = name.partition("/")
-            if kind not in ("op", "pipeline") or f"/threads:{threads}" not in rest:
+            if kind != "op" or f"/threads:{threads}" not in rest:
                 continue
             rows.append(work_row(rest.split("/threads:")[0], rounds))
             reads += [one["read_gbps"] for one in rounds]

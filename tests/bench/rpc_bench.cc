@@ -8,17 +8,24 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "benchmark/benchmark.h"
+#include "client/cli/bench/layer.h"
+#include "client/cli/bench/measure.h"
 #include "client/cpp/client.h"
 #include "client/cpp/shared_pool.h"
 #include "kernels/base/status_macros.h"
 #include "server/main/server.h"
-#include "tests/bench/layer.h"
-#include "tests/bench/measure.h"
+#include "tests/bench/allocations.h"
+#include "tests/bench/benchmarks.h"
 #include "tests/support/server_process.h"
 
 namespace kvern::bench {
 namespace {
 
+constexpr int64_t kTokens = 32768;
+constexpr int64_t kKvHeads = 8;
+constexpr int64_t kQHeads = 32;
+constexpr int64_t kHeadDim = 128;
 constexpr int32_t kPoolBlockTokens = 64;
 constexpr int64_t kSmallTokens = 256;  // 1 MiB of keys and values
 
@@ -43,7 +50,7 @@ void FillPolicy(v1::Placement placement, v1::Policy* policy) {
 std::string SomeBytes(int64_t tokens, uint64_t seed) {
   std::string bytes(kKvHeads * tokens * kHeadDim * 2, '\0');
   auto* to = reinterpret_cast<BFloat16*>(bytes.data());
-  const std::vector<float> normals = support::RandomFloats(kSmallTokens * kHeadDim, seed);
+  const std::vector<float> normals = NormalFloats(kSmallTokens * kHeadDim, seed);
   for (size_t i = 0; i < bytes.size() / 2; ++i) {
     to[i] = FromFloat<BFloat16>(normals[i % normals.size()]);
   }

@@ -31,6 +31,9 @@ LAYERS = {
     "client/cli": ["kernels/base", "formats", "client/cpp", "kvern/v1", "google/rpc",
                    "server/main/in_process.h", "server/main/unpack_file.h",
                    "server/main/version.h"],
+    # The verb `bench` measures what lies below the services.
+    "client/cli/bench.cc": ["client/cli", "kernels/base", "kernels/backends.h"],
+    "client/cli/bench": KERNELS + ["kernels/cpu/runner.h", "server/pipeline"],
 }
 # Third-party headers by prefix: the only folders that may see them.
 THIRD_PARTY = {

@@ -40,7 +40,7 @@ size_t LinesWith(const std::string& text, const std::string& part) {
 
 TEST_F(CommandLineVerbs, HelpOfEachEndsInExamples) {
   const Words verbs[] = {{},         {"compress"}, {"plan"},  {"inspect"}, {"unpack"}, {"stages"},
-                         {"models"}, {"pools"},    {"store"}, {"info"},    {"ping"}};
+                         {"models"}, {"pools"},    {"store"}, {"info"},    {"ping"},   {"bench"}};
   for (const Words& verb : verbs) {
     const std::string help = Kvern(verb + Words{"--help"}).out;
     const std::string name = verb.empty() ? "compress" : verb[0];

@@ -37,7 +37,7 @@ TEST_F(AppTest, HelpTeachesWithExamples) {
   const Outcome help = RunWith({"--help"});
   EXPECT_EQ(help.code, kExitOk);
   for (const char* verb : {"compress", "plan", "inspect", "unpack", "stages", "models", "pools",
-                           "store", "info", "ping", "Examples", "--local"}) {
+                           "store", "info", "ping", "bench", "Examples", "--local"}) {
     EXPECT_THAT(help.out, HasSubstr(verb));
   }
   const Outcome verb = RunWith({"compress", "--help"});
