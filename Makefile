@@ -53,6 +53,12 @@ bench: deps ## measure ops, policies and calls; JSON in build/cpu/bench.json (BE
 	@build/cpu/kvern_bench --benchmark_filter='$(or $(BENCH),.)' --benchmark_out=build/cpu/bench.json --benchmark_out_format=json >/dev/null
 	@tests/bench/report.py build/cpu/bench.json
 
+.PHONY: peers
+peers: deps ## measure ops beside torch, kvpress, numpy, faiss, ggml; JSON in build/peers (PEERS=--quick for less)
+	@$(MAKE) --no-print-directory build/cpu/build.ninja
+	@cmake --build --preset cpu -j $(JOBS) --target kvern_rounds
+	@tests/bench/peers/run.sh build/cpu $(PEERS)
+
 .PHONY: gpu-check
 gpu-check: deps ## on a machine with a GPU: parity, goldens, compute-sanitizer, measured times beside estimates
 	@$(MAKE) --no-print-directory build/cuda/build.ninja
