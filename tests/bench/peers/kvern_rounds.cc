@@ -23,19 +23,29 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "client/cli/bench/layer.h"
+#include "client/cli/bench/measure.h"
 #include "kernels/backend.h"
+#include "kernels/backends.h"
 #include "kernels/base/packed_layout.h"
 #include "kernels/base/status_macros.h"
-#include "tests/bench/layer.h"
-#include "tests/bench/measure.h"
 #include "tests/support/packed_case.h"
 
 namespace kvern::bench {
 namespace {
 
+constexpr int64_t kTokens = 32768;
+constexpr int64_t kKvHeads = 8;
+constexpr int64_t kHeadDim = 128;
+constexpr int32_t kBands = kHeadDim / 2;
 constexpr int32_t kRank = 8;
 constexpr int32_t kWindow = 32;
 constexpr int32_t kKept = 2048;
+
+Layer& TheLayer() {
+  static Layer& layer = *new Layer(Shape{kTokens, kKvHeads, kHeadDim, DType::kBF16});
+  return layer;
+}
 
 struct Op {
   std::function<absl::Status(Backend&)> run;
@@ -43,6 +53,11 @@ struct Op {
   std::shared_ptr<KeepList> kept = nullptr;
   int64_t packed_bytes = 0;
 };
+
+Backend& Sequential() {
+  static Backend& backend = *MakeBackend({.name = "cpu", .threads = 1}).value().release();
+  return backend;
+}
 
 // Whole file as T. A file of another size is an error of whoever made it: the program ends.
 template <class T>
@@ -59,22 +74,23 @@ std::vector<T> Load(const std::filesystem::path& file, int64_t count) {
 }
 
 // Dense bf16 [kv_heads, tokens, head_dim] into the blocks of `kv`.
-void Fill(const std::filesystem::path& file, support::HostKv& kv) {
+void Fill(const std::filesystem::path& file, const KvRef& rows) {
   const std::vector<uint16_t> dense = Load<uint16_t>(file, kKvHeads * kTokens * kHeadDim);
   for (int64_t head = 0; head < kKvHeads; ++head) {
     for (int64_t token = 0; token < kTokens; ++token) {
-      std::memcpy(kv.refs()[0].Address(head, token),
-                  dense.data() + (head * kTokens + token) * kHeadDim, kHeadDim * sizeof(uint16_t));
+      std::memcpy(rows.Address(head, token), dense.data() + (head * kTokens + token) * kHeadDim,
+                  kHeadDim * sizeof(uint16_t));
     }
   }
 }
 
-std::vector<float> Dense(const support::HostKv& kv) {
+std::vector<float> Dense(const KvRef& rows) {
   std::vector<float> dense;
   dense.reserve(kKvHeads * kTokens * kHeadDim);
   for (int64_t head = 0; head < kKvHeads; ++head) {
     for (int64_t token = 0; token < kTokens; ++token) {
-      for (int64_t d = 0; d < kHeadDim; ++d) dense.push_back(kv.Get(0, head, token, d));
+      const auto* row = reinterpret_cast<const BFloat16*>(rows.Address(head, token));
+      for (int64_t d = 0; d < kHeadDim; ++d) dense.push_back(ToFloat(row[d]));
     }
   }
   return dense;
@@ -84,9 +100,9 @@ std::vector<float> Dense(const support::HostKv& kv) {
 class Ops {
  public:
   explicit Ops(std::filesystem::path inputs) : inputs_(std::move(inputs)) {
-    Fill(inputs_ / "keys.bf16", TheLayer().keys);
-    Fill(inputs_ / "values.bf16", TheLayer().values);
-    TheLayer().scores = Load<float>(inputs_ / "scores.f32", kKvHeads * kTokens);
+    Fill(inputs_ / "keys.bf16", TheLayer().keys.refs()[0]);
+    Fill(inputs_ / "values.bf16", TheLayer().values.refs()[0]);
+    TheLayer().normals = Load<float>(inputs_ / "scores.f32", kKvHeads * kTokens);
     makers_["key_norm"] = [this] { return KeyNorm(); };
     makers_["keydiff"] = [this] { return KeyDiff(); };
     makers_["topk"] = [] { return TopK(); };
@@ -202,8 +218,7 @@ class Ops {
     op.kept = keep;
     op.run = [keep](Backend& backend) {
       TopKArgs args;
-      const float* scores = TheLayer().scores.data();
-      args.scores = DenseView(scores, int64_t{1}, kKvHeads, kTokens);
+      args.scores = TheLayer().Scores();
       args.candidates = TheLayer().All();
       args.forced = TheLayer().None();
       return backend.TopK(args, keep.get());
@@ -218,7 +233,7 @@ class Ops {
     support::PackedCase packed;
     std::vector<std::byte> bytes;
     std::vector<Float16> mean;
-    support::HostKv out = PagedKv(kTokens);
+    PagedRows out = PagedRows(TheLayer().shape, kTokens);
 
     Coded(LayerRefs rows, CodecSpec codec)
         : rows(rows),
@@ -246,8 +261,8 @@ class Ops {
                                      codec);
     };
     const auto answer = [](Coded& coded) {
-      (void)coded.Decode(BackendOf(1));
-      return Dense(coded.out);
+      (void)coded.Decode(Sequential());
+      return Dense(coded.out.refs()[0]);
     };
     makers_["encode." + name] = [=] {
       const auto coded = make();
@@ -256,7 +271,7 @@ class Ops {
     };
     makers_["decode." + name] = [=] {
       const auto coded = make();
-      const absl::Status encoded = coded->Encode(BackendOf(1));
+      const absl::Status encoded = coded->Encode(Sequential());
       return Op{[=](Backend& backend) { return encoded.ok() ? coded->Decode(backend) : encoded; },
                 [=] { return answer(*coded); }, nullptr, coded->packed.bytes};
     };
@@ -290,14 +305,21 @@ std::string Check(const Op& op, Backend& backend, const std::string& path) {
   return file ? absl::StrCat("ok ", op.packed_bytes) : absl::StrCat("error: cannot write ", path);
 }
 
-std::string Answer(const std::string& line, Ops& ops, int threads) {
+// What answers lines: ops, and the threads that they and stream reads run on.
+struct Rounds {
+  Ops ops;
+  std::unique_ptr<Backend> backend;
+  StreamRead read;
+};
+
+std::string Answer(const std::string& line, Rounds& rounds) {
   std::istringstream words(line);
   std::string verb, name, path;
   words >> verb >> name >> path;
-  if (verb == "read") return Nanoseconds(ReadOf(threads).Run());
-  Op* const op = ops.Find(name);
+  if (verb == "read") return Nanoseconds(rounds.read.Run());
+  Op* const op = rounds.ops.Find(name);
   if (op == nullptr) return absl::StrCat("error: no op \"", name, "\"");
-  Backend& backend = BackendOf(threads);
+  Backend& backend = *rounds.backend;
   if (verb == "check") return Check(*op, backend, path);
   if (verb != "run") return absl::StrCat("error: want read, run or check, got \"", verb, "\"");
   const Instant begin = Now();
@@ -316,9 +338,12 @@ int main(int argc, char** argv) {
   app.add_option("--inputs", inputs, "folder that inputs.py filled")->required();
   app.add_option("--threads", threads, "of the backend and of stream reads");
   CLI11_PARSE(app, argc, argv);
-  kvern::bench::Ops ops(inputs);
+  using kvern::bench::TheLayer;
+  kvern::bench::Rounds rounds = {kvern::bench::Ops(inputs),
+                                 kvern::MakeBackend({.name = "cpu", .threads = threads}).value(),
+                                 kvern::bench::StreamRead(TheLayer().keys.memory(), threads)};
   for (std::string line; std::getline(std::cin, line);) {
-    std::cout << kvern::bench::Answer(line, ops, threads) << std::endl;
+    std::cout << kvern::bench::Answer(line, rounds) << std::endl;
   }
   return 0;
 }
