@@ -40,6 +40,9 @@ inline std::vector<int32_t> CodingOrder(std::span<const PackedRow> table) {
 struct CodingItem {
   const PackedRow& row;
   const PackedRow* next;
+
+  // Whether `next` is about tokens that no row was about yet.
+  bool NextIsNew() const { return next != nullptr && next->first_slot != row.first_slot; }
 };
 // Item `item` of `order`, which `threads` share.
 inline CodingItem ItemOf(std::span<const PackedRow> table, std::span<const int32_t> order,

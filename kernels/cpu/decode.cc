@@ -142,7 +142,8 @@ class RowDecoder {
   const Buffers buffers_;
 };
 
-absl::Status DecodeRow(const DecodeArgs& args, const PackedRow& row, Scratch& scratch) {
+absl::Status DecodeRow(const DecodeArgs& args, const CodingItem& item, Scratch& scratch) {
+  const PackedRow& row = item.row;
   KVERN_CHECK(IsSound(row, args.rows, std::ssize(args.packed)));
   const KvRef& out = args.rows[row.layer];
   scratch.Reset();
@@ -152,7 +153,7 @@ absl::Status DecodeRow(const DecodeArgs& args, const PackedRow& row, Scratch& sc
     auto* rows = scratch.Take<DecodeRows>(1);
     KVERN_RETURN_IF_ERROR(scratch.Taken());
     VisitDType(out.dtype, [&](auto tag) HWY_ATTR {
-      RegisterDecoder<typename decltype(tag)::type>(args, row, *rows).Decode();
+      RegisterDecoder<typename decltype(tag)::type>(args, item, *rows).Decode();
     });
     return absl::OkStatus();
   }
@@ -179,7 +180,8 @@ absl::Status Decode(Runner& runner, const DecodeArgs& args) {
   const std::vector<int32_t> order = CodingOrder(args.table);
   return runner.ForEach(std::ssize(order), [&](int64_t item, int worker) {
     KVERN_RETURN_IF_ERROR(runner.Check());
-    return HWY_DYNAMIC_DISPATCH(DecodeRow)(args, args.table[order[item]], runner.ScratchOf(worker));
+    const CodingItem rows = ItemOf(args.table, order, item, runner.Threads());
+    return HWY_DYNAMIC_DISPATCH(DecodeRow)(args, rows, runner.ScratchOf(worker));
   });
 }
 

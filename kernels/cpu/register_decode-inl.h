@@ -16,6 +16,7 @@
 #include "hwy/highway.h"
 #include "kernels/backend.h"
 #include "kernels/base/coding.h"
+#include "kernels/cpu/coding_order.h"
 #include "kernels/cpu/register_codes-inl.h"
 #include "kernels/cpu/register_row-inl.h"
 #include "kernels/cpu/rotation-inl.h"
@@ -48,14 +49,17 @@ inline bool HasFiniteScales(std::span<const std::byte> packed, const PackedRow& 
 template <class T>
 class RegisterDecoder {
  public:
-  RegisterDecoder(const DecodeArgs& args, const PackedRow& row, DecodeRows& rows)
+  RegisterDecoder(const DecodeArgs& args, const CodingItem& item, DecodeRows& rows)
       : args_(args),
-        row_(row),
-        planes_(PlanesOf(row, args.rows[row.layer])),
-        walk_(args.rows[row.layer], row.kv_head),
+        row_(item.row),
+        next_(SoundNext(args, item)),
+        next_is_new_(next_ != nullptr && item.NextIsNew()),
+        planes_(PlanesOf(row_, args.rows[row_.layer])),
+        next_planes_(PlanesOf(next_ == nullptr ? row_ : *next_, args.rows[row_.layer])),
+        walk_(args.rows[row_.layer], row_.kv_head),
         rows_(rows) {
-    if (UsesHadamard(row)) LoadHadamard(&rows.hadamard);
-    if (UsesRopeMean(row)) LoadMean(args.mean_key, row, rows.mean);
+    if (UsesHadamard(row_)) LoadHadamard(&rows.hadamard);
+    if (UsesRopeMean(row_)) LoadMean(args.mean_key, row_, rows.mean);
   }
 
   void Decode() {
@@ -90,6 +94,8 @@ class RegisterDecoder {
         TurnMean(a, rows_.turned[0]);
         TurnMean(b, rows_.turned[1]);
       }
+      PrefetchNext<kMean, kCodec>(a);
+      PrefetchNext<kMean, kCodec>(b);
       RegisterPair pair;
       Restore<kCodec>(a, &pair.a);
       Restore<kCodec>(b, &pair.b);
@@ -100,6 +106,28 @@ class RegisterDecoder {
       }
       StoreRegisters(pair.a, reinterpret_cast<T*>(walk_.Address(row_.first_slot + a)));
       StoreRegisters(pair.b, reinterpret_cast<T*>(walk_.Address(row_.first_slot + b)));
+    }
+  }
+
+  static const PackedRow* SoundNext(const DecodeArgs& args, const CodingItem& item) {
+    const PackedRow* next = item.next;
+    if (next == nullptr || next->layer != item.row.layer) return nullptr;
+    if (!IsSound(*next, args.rows, std::ssize(args.packed))) return nullptr;
+    return SlotsEndBy(*next, args.rows[next->layer].tokens) ? next : nullptr;
+  }
+
+  // What the next row has at the place of `token`.
+  template <MeanKind kMean, CodecId kCodec>
+  HWY_INLINE void PrefetchNext(int64_t token) const {
+    constexpr size_t kCodeBytes = kCodec == CodecId::kLm4 ? kRegisterDim / 2 : kRegisterDim;
+    if (next_ == nullptr || token >= next_->tokens) return;
+    const std::byte* codes = args_.packed.data() + next_planes_.codes;
+    PrefetchBytes<kCodeBytes>(codes + token * next_planes_.code_row_bytes);
+    if constexpr (kMean == MeanKind::kHalves) {
+      if (!next_is_new_) return;
+      const int64_t slot = next_->first_slot + token;
+      const int64_t angle = args_.rotation->Row(next_->layer, next_->kv_head, slot);
+      PrefetchAngles(HalfAnglesOf(*args_.rotation, angle));
     }
   }
 
@@ -137,7 +165,10 @@ class RegisterDecoder {
 
   const DecodeArgs& args_;
   const PackedRow& row_;
+  const PackedRow* const next_;  // of the same layer
+  const bool next_is_new_;
   const PackedPlanes planes_;
+  const PackedPlanes next_planes_;
   TokenWalk walk_;
   DecodeRows& rows_;
 };

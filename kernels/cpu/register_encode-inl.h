@@ -29,7 +29,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Divisions, square roots and the ends of sums then fill registers, and no row waits for its own.
 inline constexpr int kBatchRows = 16;
-inline constexpr size_t kLineBytes = 64;
 
 struct EncodeBatch {
   RegisterHadamard hadamard;
@@ -55,7 +54,8 @@ class RegisterEncoder {
   RegisterEncoder(const EncodeArgs& args, const CodingItem& item, EncodeBatch& batch)
       : args_(args),
         row_(item.row),
-        next_(item.next),
+        next_(SoundNext(args, item)),
+        next_is_new_(next_ != nullptr && item.NextIsNew()),
         keys_(args.rows[row_.layer]),
         planes_(PlanesOf(row_, keys_)),
         source_(SourceOf(args, row_)),
@@ -86,6 +86,13 @@ class RegisterEncoder {
     return args.keep->Row(row.layer, row.kv_head) + row.first_slot;
   }
 
+  static const PackedRow* SoundNext(const EncodeArgs& args, const CodingItem& item) {
+    const PackedRow* next = item.next;
+    if (next == nullptr || next->layer != item.row.layer) return nullptr;
+    if (!IsSound(*next, args.rows, std::ssize(args.packed))) return nullptr;
+    return SlotsEndBy(*next, args.keep->Count(next->layer, next->kv_head)) ? next : nullptr;
+  }
+
   // Where the tokens lie, and after them those that are read next.
   void FindRows() {
     TokenWalk walk(keys_, row_.kv_head);
@@ -93,9 +100,7 @@ class RegisterEncoder {
       from_[token] = walk.Address(source_[token]);
     }
     std::fill_n(from_ + row_.tokens, kBatchRows, from_[row_.tokens - 1]);
-    if (next_ == nullptr || next_->layer != row_.layer) return;
-    if (!IsSound(*next_, args_.rows, std::ssize(args_.packed))) return;
-    if (!SlotsEndBy(*next_, args_.keep->Count(next_->layer, next_->kv_head))) return;
+    if (next_ == nullptr) return;
     TokenWalk next_walk(keys_, next_->kv_head);
     const int32_t* source = SourceOf(args_, *next_);
     for (int64_t token = 0; token < std::min<int64_t>(kBatchRows, next_->tokens); ++token) {
@@ -155,9 +160,7 @@ class RegisterEncoder {
 
   // `token` as row r of the batch.
   HWY_INLINE void LoadRow(int64_t token, int r, RegisterRow* row) {
-    const std::byte* ahead = from_[token + kBatchRows];
-    HWY_UNROLL(8)
-    for (size_t at = 0; at < kRegisterDim * sizeof(T); at += kLineBytes) hwy::Prefetch(ahead + at);
+    PrefetchBytes<kRegisterDim * sizeof(T)>(from_[token + kBatchRows]);
     const T* from = reinterpret_cast<const T*>(from_[token]);
     LoadParts(from, row);
     LaneSums squares = SquareLanes(*row);
@@ -178,10 +181,16 @@ class RegisterEncoder {
   HWY_INLINE void SubtractMean(int64_t token, const float* HWY_RESTRICT turned, RegisterRow* row) {
     if constexpr (kMean == MeanKind::kHalves) {
       const HalfAngles angles = HalfAnglesOf(*args_.rotation, AngleOf(token));
+      if (next_is_new_ && token < next_->tokens) PrefetchNextAngles(token);
       ApplyTurnedMean<MeanUse::kSubtract>(angles, batch_.mean, row);
     } else {
       ApplyMean<MeanUse::kSubtract>(turned, row);
     }
+  }
+  HWY_INLINE void PrefetchNextAngles(int64_t token) const {
+    const int64_t slot = SourceOf(args_, *next_)[token];
+    const int64_t angle = args_.rotation->Row(next_->layer, next_->kv_head, slot);
+    PrefetchAngles(HalfAnglesOf(*args_.rotation, angle));
   }
   HWY_NOINLINE void TurnMean(int64_t token, float* turned) {
     std::copy_n(batch_.mean, kRegisterDim, turned);
@@ -278,7 +287,8 @@ class RegisterEncoder {
 
   const EncodeArgs& args_;
   const PackedRow& row_;
-  const PackedRow* const next_;
+  const PackedRow* const next_;  // of the same layer
+  const bool next_is_new_;
   const KvRef& keys_;
   const PackedPlanes planes_;
   const int32_t* const source_;

@@ -308,6 +308,20 @@ HWY_INLINE HalfAngles HalfAnglesOf(const RotationTable& table, int64_t angle) {
   return {table.cosine.data() + at, table.sine.data() + at};
 }
 
+inline constexpr size_t kLineBytes = 64;
+template <size_t kBytes>
+HWY_INLINE void PrefetchBytes(const void* from) {
+  HWY_UNROLL(8)
+  for (size_t at = 0; at < kBytes; at += kLineBytes) {
+    hwy::Prefetch(static_cast<const std::byte*>(from) + at);
+  }
+}
+HWY_INLINE void PrefetchAngles(const HalfAngles& angles) {
+  constexpr size_t kBytes = kRegisterDim / 2 * sizeof(float);
+  PrefetchBytes<kBytes>(angles.cosine);
+  PrefetchBytes<kBytes>(angles.sine);
+}
+
 // row +- the un-rotated `mean` [128] turned by the row's angles.
 template <MeanUse kUse>
 HWY_INLINE void ApplyTurnedMean(const HalfAngles& angles, const float* HWY_RESTRICT mean,
