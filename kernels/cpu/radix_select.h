@@ -1,4 +1,4 @@
-// The k-th largest of many order keys in three counting passes, without sorting.
+// The k-th largest of many order keys by counting, without sorting or moving them.
 #ifndef KVERN_KERNELS_CPU_RADIX_SELECT_H_
 #define KVERN_KERNELS_CPU_RADIX_SELECT_H_
 
