@@ -2,7 +2,9 @@
 #include "kernels/cpu/diverse.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -20,33 +22,53 @@
 #include "kernels/base/order_key.h"
 #include "kernels/cpu/dots-inl.h"
 #include "kernels/cpu/kv_row-inl.h"
+#include "kernels/cpu/order_keys-inl.h"
+#include "kernels/cpu/tree_sums-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
 namespace {
 
+// Calls use(i) for every byte of mask [n] that is set.
+template <class Use>
+HWY_INLINE void ForEachSet(const uint8_t* mask, int64_t n, const Use& use) {
+  const KeyTag d;
+  const int64_t step = static_cast<int64_t>(hn::MaxLanes(d));
+  int64_t at = 0;
+  for (; at + step <= n; at += step) {
+    uint8_t bytes[8] = {};
+    hn::StoreMaskBits(d, LoadMask(mask + at), bytes);
+    for (uint32_t bits = bytes[0] | uint32_t{bytes[1]} << 8; bits != 0; bits &= bits - 1) {
+      use(at + std::countr_zero(bits));
+    }
+  }
+  for (; at < n; ++at) {
+    if (mask[at] != 0) use(at);
+  }
+}
+
 class Problem {
  public:
-  Problem(const Runner& runner, const DiverseArgs& args, std::span<const int64_t> rows)
-      : runner_(runner),
+  Problem(const HeadProblem& first, const DiverseArgs& args, std::span<const int64_t> rows)
+      : first_(first),
         args_(args),
         rows_(rows),
+        group_(std::ssize(rows)),
         kv_heads_(args.scores.shape[1]),
         padded_(args.values.empty() ? 0 : PaddedDim(args.values[0].head_dim)) {}
 
   // Takes memory and reads scores; then `picks` may be asked for.
-  absl::Status Begin(int64_t count, Scratch& scratch);
+  absl::Status Begin(int64_t count);
   absl::Status Pick();
   void Write(KeepList* keep) const;
 
  private:
-  // Values of one candidate in every row of the group, and their inverse lengths.
-  struct Vectors {
-    float* values;   // [rows, padded_]
-    float* inverse;  // [rows]
-  };
+  // Picks are compared with a candidate this many at a time.
+  static constexpr int64_t kTogether = kLanes;
 
-  uint64_t Rank(int64_t place, float gain) const {
+  // By the redundancy known so far.
+  uint64_t RankOf(int64_t place) const {
+    const float gain = DiverseGain(scores_[place], args_.lambda, redundancy_[place]);
     const uint32_t precedence = static_cast<uint32_t>(place);
     return RankKey(gain, args_.tie == TieRule::kRecent ? precedence : ~precedence);
   }
@@ -54,59 +76,65 @@ class Problem {
     const uint32_t precedence = static_cast<uint32_t>(rank & 0xFFFFFFFFu);
     return args_.tie == TieRule::kRecent ? precedence : ~precedence;
   }
-  Vectors ChosenVectors(int64_t pick) const {
-    const int64_t first = pick * std::ssize(rows_);
-    return {chosen_.values + first * padded_, chosen_.inverse + first};
-  }
 
   void ReadCandidates();
   void FilterPool();
-  void Load(int32_t token, const Vectors& vectors) const;
-  void Refresh(int64_t place);
+  void Keep(KeyVec tokens, hn::Vec<hn::Rebind<float, KeyTag>> scores, hn::Mask<KeyTag> which);
+  void Prefetch(int64_t place) const;
+  void Load(int32_t token);
+  void AddPick(int64_t place);
+  void RowCosines(int64_t pick, int64_t i, float* HWY_RESTRICT cosines) const;
+  float LargestRedundancy(int64_t pick, int64_t count) const;
+  void Refresh(int64_t place, uint64_t next);
 
-  const Runner& runner_;
+  const HeadProblem& first_;
   const DiverseArgs& args_;
   const std::span<const int64_t> rows_;
+  const int64_t group_;
   const int64_t kv_heads_;
   const int64_t padded_;
 
   int64_t forced_ = 0;
   int64_t picks_ = 0;
   int64_t made_ = 0;
-  // The pool, ascending by token; place = index into it.
+  // The pool, ascending by token; place = index into it. Room for a vector beyond the last.
   int64_t pool_ = 0;
-  int32_t* tokens_ = nullptr;
+  uint32_t* tokens_ = nullptr;
   float* scores_ = nullptr;
   float* redundancy_ = nullptr;
   int32_t* seen_ = nullptr;    // picks that `redundancy_` accounts for
   uint64_t* ranks_ = nullptr;  // a heap; stale ranks are upper bounds
   uint32_t* keys_ = nullptr;
   int32_t* picked_ = nullptr;  // [picks_] tokens
-  Vectors chosen_ = {};
-  Vectors candidate_ = {};
+  // Values in every row of the group and their inverse lengths, with room up to a multiple of
+  // kTogether picks.
+  int64_t chosen_room_ = 0;
+  float* chosen_ = nullptr;          // [picks, group, padded_]
+  float* chosen_inverse_ = nullptr;  // [group, picks]
+  float* candidate_ = nullptr;       // [group, padded_]
+  float* candidate_inverse_ = nullptr;
 };
 
-absl::Status Problem::Begin(int64_t count, Scratch& scratch) {
+absl::Status Problem::Begin(int64_t count) {
   const int64_t tokens = args_.scores.shape[2];
-  const int64_t layer = rows_[0] / kv_heads_;
-  const int64_t head = rows_[0] % kv_heads_;
-  for (int64_t token = 0; token < tokens; ++token) {
-    forced_ += args_.forced(layer, head, token) != 0 ? 1 : 0;
-  }
+  ForEachSet(args_.forced.At(first_.layer, first_.head), tokens, [&](int64_t) { ++forced_; });
   picks_ = count - forced_;
   KVERN_CHECK(picks_ >= 0);
-  const int64_t group = std::ssize(rows_);
+  Scratch& scratch = first_.scratch;
   scratch.Reset();
-  tokens_ = scratch.Take<int32_t>(tokens);
-  scores_ = scratch.Take<float>(tokens);
+  const int64_t room = PadToLanes(tokens) + kLanes;
+  tokens_ = scratch.Take<uint32_t>(room);
+  scores_ = scratch.Take<float>(room);
   redundancy_ = scratch.Take<float>(tokens);
   seen_ = scratch.Take<int32_t>(tokens);
   ranks_ = scratch.Take<uint64_t>(tokens);
-  keys_ = scratch.Take<uint32_t>(tokens);
+  keys_ = scratch.Take<uint32_t>(room);
   picked_ = scratch.Take<int32_t>(picks_);
-  const int64_t chosen = args_.lambda > 0.0f ? picks_ * group : 0;
-  chosen_ = {scratch.Take<float>(chosen * padded_), scratch.Take<float>(chosen)};
-  candidate_ = {scratch.Take<float>(group * padded_), scratch.Take<float>(group)};
+  chosen_room_ = args_.lambda > 0.0f ? PadToLanes(picks_) : 0;
+  chosen_ = scratch.Take<float>(chosen_room_ * group_ * padded_);
+  chosen_inverse_ = scratch.Take<float>(chosen_room_ * group_);
+  candidate_ = scratch.Take<float>(group_ * padded_);
+  candidate_inverse_ = scratch.Take<float>(group_);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   ReadCandidates();
   KVERN_CHECK(picks_ <= pool_);
@@ -114,14 +142,31 @@ absl::Status Problem::Begin(int64_t count, Scratch& scratch) {
   return absl::OkStatus();
 }
 
+// Appends to the pool.
+HWY_INLINE void Problem::Keep(KeyVec tokens, hn::Vec<hn::Rebind<float, KeyTag>> scores,
+                              hn::Mask<KeyTag> which) {
+  const KeyTag d;
+  const hn::Rebind<float, KeyTag> df;
+  hn::StoreU(hn::Compress(tokens, which), d, tokens_ + pool_);
+  hn::StoreU(hn::Compress(scores, hn::RebindMask(df, which)), df, scores_ + pool_);
+  pool_ += static_cast<int64_t>(hn::CountTrue(d, which));
+}
+
 void Problem::ReadCandidates() {
-  const int64_t layer = rows_[0] / kv_heads_;
-  const int64_t head = rows_[0] % kv_heads_;
-  for (int64_t token = 0; token < args_.scores.shape[2]; ++token) {
-    if (args_.candidates(layer, head, token) == 0) continue;
-    tokens_[pool_] = static_cast<int32_t>(token);
-    scores_[pool_++] = args_.scores(layer, head, token);
+  const KeyTag d;
+  const int64_t step = static_cast<int64_t>(hn::MaxLanes(d));
+  const int64_t tokens = args_.scores.shape[2];
+  const uint8_t* candidates = args_.candidates.At(first_.layer, first_.head);
+  const float* scores = args_.scores.At(first_.layer, first_.head);
+  int64_t token = 0;
+  for (; args_.scores.stride[2] == 1 && token + step <= tokens; token += step) {
+    Keep(hn::Iota(d, static_cast<uint32_t>(token)),
+         hn::LoadU(hn::Rebind<float, KeyTag>(), scores + token), LoadMask(candidates + token));
   }
+  ForEachSet(candidates + token, tokens - token, [&](int64_t i) {
+    tokens_[pool_] = static_cast<uint32_t>(token + i);
+    scores_[pool_++] = args_.scores(first_.layer, first_.head, token + i);
+  });
   // Without a penalty only the order counts, and scaling could merge neighbours.
   if (args_.scale == ScoreScale::kMinMax && args_.lambda > 0.0f) {
     ScaleToUnit({scores_, static_cast<size_t>(pool_)});
@@ -135,42 +180,104 @@ void Problem::FilterPool() {
     pool_ = 0;
     return;
   }
-  for (int64_t i = 0; i < pool_; ++i) keys_[i] = OrderKey(scores_[i]);
+  const KeyTag d;
+  const hn::Rebind<float, KeyTag> df;
+  const int64_t step = static_cast<int64_t>(hn::MaxLanes(d));
+  for (int64_t i = 0; i < pool_; i += step) {
+    hn::Store(OrderKeys(hn::Load(df, scores_ + i)), d, keys_ + i);
+  }
   const Threshold threshold = SelectThreshold({keys_, static_cast<size_t>(pool_)}, picks_);
   if (threshold.key == kNanOrderKey) return;
-  const float cut = ScoreOfOrderKey(threshold.key) - args_.lambda;
-  int64_t kept = 0;
-  for (int64_t i = 0; i < pool_; ++i) {
-    if (!(scores_[i] >= cut)) continue;
-    tokens_[kept] = tokens_[i];
-    scores_[kept++] = scores_[i];
+  const auto cut = hn::Set(df, ScoreOfOrderKey(threshold.key) - args_.lambda);
+  const int64_t all = pool_;
+  pool_ = 0;
+  for (int64_t i = 0; i < all; i += step) {
+    const auto scores = hn::Load(df, scores_ + i);
+    const auto present = hn::FirstN(d, static_cast<size_t>(std::min(all - i, step)));
+    const auto kept = hn::And(present, hn::RebindMask(d, hn::Ge(scores, cut)));
+    Keep(hn::Load(d, tokens_ + i), scores, kept);
   }
-  pool_ = kept;
 }
 
-void Problem::Load(int32_t token, const Vectors& vectors) const {
-  for (int64_t i = 0; i < std::ssize(rows_); ++i) {
+void Problem::Prefetch(int64_t place) const {
+  for (const int64_t row : rows_) {
+    const KvRef& ref = args_.values[row / kv_heads_];
+    PrefetchRow(ref, ref.Address(row % kv_heads_, tokens_[place]));
+  }
+}
+
+// The candidate's values.
+void Problem::Load(int32_t token) {
+  for (int64_t i = 0; i < group_; ++i) {
     const KvRef& ref = args_.values[rows_[i] / kv_heads_];
-    float* value = vectors.values + i * padded_;
+    float* value = candidate_ + i * padded_;
     LoadRow(ref, ref.Address(rows_[i] % kv_heads_, token), value);
-    vectors.inverse[i] = InverseLength(OneLaneDot(value, value, padded_));
+    candidate_inverse_[i] = InverseLength(OneLaneDot(value, value, padded_));
   }
 }
 
-// Takes the picks since the last look into the candidate's redundancy.
-void Problem::Refresh(int64_t place) {
-  Load(tokens_[place], candidate_);
-  for (int64_t pick = seen_[place]; pick < made_; ++pick) {
-    const Vectors chosen = ChosenVectors(pick);
-    double sum = 0.0;
-    for (int64_t i = 0; i < std::ssize(rows_); ++i) {
-      const int64_t at = i * padded_;
-      const float dot = OneLaneDot(candidate_.values + at, chosen.values + at, padded_);
-      sum += RowCosine(dot, candidate_.inverse[i], chosen.inverse[i]);
+// The candidate of Load becomes a pick.
+void Problem::AddPick(int64_t place) {
+  if (args_.lambda > 0.0f) {
+    std::copy(candidate_, candidate_ + group_ * padded_, chosen_ + made_ * group_ * padded_);
+    for (int64_t i = 0; i < group_; ++i) {
+      chosen_inverse_[i * chosen_room_ + made_] = candidate_inverse_[i];
     }
-    redundancy_[place] = std::max(redundancy_[place], Redundancy(sum, std::ssize(rows_)));
   }
-  seen_[place] = static_cast<int32_t>(made_);
+  picked_[made_++] = static_cast<int32_t>(tokens_[place]);
+}
+
+// cosines [16], each as RowCosine, of 16 picks to the candidate in row `i` of the group.
+HWY_INLINE void Problem::RowCosines(int64_t pick, int64_t i, float* HWY_RESTRICT cosines) const {
+  const LaneTag<float> d;
+  HWY_ALIGN float dots[kTogether];
+  StoreDots16(chosen_ + (pick * group_ + i) * padded_, group_ * padded_, candidate_ + i * padded_,
+              padded_, dots);
+  const float* inverse = chosen_inverse_ + i * chosen_room_ + pick;
+  const auto one = hn::Set(d, 1.0f);
+  for (int64_t k = 0; k < kTogether; k += static_cast<int64_t>(hn::MaxLanes(d))) {
+    const auto scale = hn::Mul(hn::Set(d, candidate_inverse_[i]), hn::Load(d, inverse + k));
+    const auto cosine = hn::Mul(hn::Load(d, dots + k), scale);
+    const auto clamped = hn::Max(hn::Min(cosine, one), hn::Neg(one));
+    hn::Store(hn::IfThenZeroElse(hn::IsNaN(cosine), clamped), d, cosines + k);
+  }
+}
+
+// Of the candidate with picks [pick, pick + count); it never shrinks as a sum of cosines grows.
+HWY_INLINE float Problem::LargestRedundancy(int64_t pick, int64_t count) const {
+  const LaneTag<double> d;
+  const hn::Rebind<float, decltype(d)> narrow;
+  const int64_t step = static_cast<int64_t>(hn::MaxLanes(d));
+  HWY_ALIGN float cosines[kTogether];
+  HWY_ALIGN double sums[kTogether] = {};
+  for (int64_t i = 0; i < group_; ++i) {
+    RowCosines(pick, i, cosines);
+    for (int64_t k = 0; k < kTogether; k += step) {
+      const auto cosine = hn::PromoteTo(d, hn::Load(narrow, cosines + k));
+      hn::Store(hn::Add(hn::Load(d, sums + k), cosine), d, sums + k);
+    }
+  }
+  const auto none = hn::Set(d, -std::numeric_limits<double>::infinity());
+  auto largest = none;
+  for (int64_t k = 0; k < count; k += step) {
+    const auto sum = hn::IfThenElse(Present(d, count - k), hn::Load(d, sums + k), none);
+    largest = hn::Max(largest, sum);
+  }
+  return Redundancy(hn::GetLane(hn::MaxOfLanes(d, largest)), group_);
+}
+
+// Takes the picks since the last look into the candidate's redundancy, until `next` outranks it.
+void Problem::Refresh(int64_t place, uint64_t next) {
+  float& redundancy = redundancy_[place];
+  for (int64_t pick = seen_[place]; pick < made_;) {
+    // Aligned steps, so that inverse lengths are too.
+    const int64_t begin = pick / kTogether * kTogether;
+    const int64_t end = std::min(begin + kTogether, made_);
+    redundancy = std::max(redundancy, LargestRedundancy(begin, end - begin));
+    pick = end;
+    seen_[place] = static_cast<int32_t>(end);
+    if (RankOf(place) < next) return;
+  }
 }
 
 absl::Status Problem::Pick() {
@@ -181,43 +288,44 @@ absl::Status Problem::Pick() {
   for (int64_t place = 0; place < pool_; ++place) {
     redundancy_[place] = 0.0f;
     seen_[place] = 0;
-    ranks_[place] = Rank(place, DiverseGain(scores_[place], args_.lambda, 0.0f));
+    ranks_[place] = RankOf(place);
   }
   std::make_heap(ranks_, ranks_ + pool_);
   int64_t heap = pool_;
   int64_t looks = 0;
   while (made_ < picks_) {
-    if (looks++ % kTileTokens == 0) KVERN_RETURN_IF_ERROR(runner_.Check());
+    if (looks++ % kTileTokens == 0) KVERN_RETURN_IF_ERROR(first_.runner.Check());
     std::pop_heap(ranks_, ranks_ + heap);
     const int64_t place = PlaceOf(ranks_[heap - 1]);
-    if (args_.lambda > 0.0f && seen_[place] < made_) {
-      Refresh(place);
-      const float gain = DiverseGain(scores_[place], args_.lambda, redundancy_[place]);
-      ranks_[heap - 1] = Rank(place, gain);
-      if (heap > 1 && ranks_[heap - 1] < ranks_[0]) {
+    if (args_.lambda > 0.0f) {
+      Load(static_cast<int32_t>(tokens_[place]));
+      const uint64_t next = heap > 1 ? ranks_[0] : 0;
+      if (heap > 1) Prefetch(PlaceOf(next));
+      Refresh(place, next);
+      ranks_[heap - 1] = RankOf(place);
+      if (ranks_[heap - 1] < next) {
         std::push_heap(ranks_, ranks_ + heap);
         continue;
       }
     }
     --heap;
-    if (args_.lambda > 0.0f) Load(tokens_[place], ChosenVectors(made_));
-    picked_[made_++] = tokens_[place];
+    AddPick(place);
   }
   return absl::OkStatus();
 }
 
 // The picks and the row's forced tokens, ascending, into every row of the group.
 void Problem::Write(KeepList* keep) const {
+  std::sort(picked_, picked_ + picks_);
   for (const int64_t row : rows_) {
     const int64_t layer = row / kv_heads_;
     const int64_t head = row % kv_heads_;
     KVERN_CHECK(keep->Count(layer, head) == forced_ + picks_);
     int32_t* out = keep->Row(layer, head);
     int32_t* end = std::copy(picked_, picked_ + picks_, out);
-    for (int64_t token = 0; token < args_.scores.shape[2]; ++token) {
-      if (args_.forced(layer, head, token) != 0) *end++ = static_cast<int32_t>(token);
-    }
-    std::sort(out, end);
+    ForEachSet(args_.forced.At(layer, head), args_.scores.shape[2],
+               [&](int64_t token) { *end++ = static_cast<int32_t>(token); });
+    std::inplace_merge(out, out + picks_, end);
   }
 }
 
@@ -225,8 +333,8 @@ void Problem::Write(KeepList* keep) const {
 absl::Status DiverseRows(const HeadProblem& first, const DiverseArgs& args,
                          std::span<const int64_t> rows, KeepList* keep) {
   KVERN_RETURN_IF_ERROR(first.runner.Check());
-  Problem problem(first.runner, args, rows);
-  KVERN_RETURN_IF_ERROR(problem.Begin(keep->Count(first.layer, first.head), first.scratch));
+  Problem problem(first, args, rows);
+  KVERN_RETURN_IF_ERROR(problem.Begin(keep->Count(first.layer, first.head)));
   KVERN_RETURN_IF_ERROR(problem.Pick());
   problem.Write(keep);
   return absl::OkStatus();
@@ -246,14 +354,20 @@ HWY_EXPORT(DiverseRows);
 absl::Status Diverse(Runner& runner, const DiverseArgs& args, KeepList* keep) {
   KVERN_CHECK(args.lambda >= 0.0f && std::isfinite(args.lambda));
   KVERN_CHECK(keep->layers == args.scores.shape[0] && keep->kv_heads == args.scores.shape[1]);
-  const std::vector<std::vector<int64_t>> problems =
-      DiverseProblems(args.groups, keep->layers * keep->kv_heads);
-  return runner.ForEach(std::ssize(problems), [&](int64_t item, int worker) {
-    const std::vector<int64_t>& rows = problems[item];
-    const HeadProblem first = {runner, runner.ScratchOf(worker), rows[0] / keep->kv_heads,
-                               rows[0] % keep->kv_heads};
+  const int64_t kv_heads = keep->kv_heads;
+  const auto run = [&](std::span<const int64_t> rows, int worker) {
+    const HeadProblem first = {runner, runner.ScratchOf(worker), rows[0] / kv_heads,
+                               rows[0] % kv_heads};
     return HWY_DYNAMIC_DISPATCH(DiverseRows)(first, args, rows, keep);
-  });
+  };
+  const int64_t rows = keep->layers * kv_heads;
+  if (args.groups.empty()) {
+    return runner.ForEach(rows,
+                          [&](int64_t row, int worker) { return run(std::span(&row, 1), worker); });
+  }
+  const std::vector<std::vector<int64_t>> problems = DiverseProblems(args.groups, rows);
+  return runner.ForEach(std::ssize(problems),
+                        [&](int64_t item, int worker) { return run(problems[item], worker); });
 }
 
 }  // namespace kvern::cpu
