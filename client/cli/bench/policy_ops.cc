@@ -7,6 +7,7 @@
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/plan.h"
 #include "server/pipeline/resolve.h"
+#include "server/pipeline/rope_angles.h"
 #include "server/pipeline/score_sets.h"
 
 namespace kvern::bench {
@@ -53,6 +54,7 @@ struct Sequence {
       model.rope.inv_freq.push_back(
           static_cast<float>(std::pow(1e4, -double{1} * band / shape.Bands())));
     }
+    model.rope.angles = std::make_shared<pipeline::RopeAngles>();  // as a registered model has
     calibrations.moments = SomeMoments(at.q_heads, shape.head_dim);
     // Named calibrations keep their basis between calls.
     calibrations.cache_key =
