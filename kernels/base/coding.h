@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <iterator>
 #include <span>
@@ -59,7 +60,7 @@ KVERN_HD inline CodeScale Lm4Scale(float squared_length, float squared_code_leng
 }
 
 KVERN_HD inline bool UsesHadamard(const PackedRow& row) {
-  return row.codec == static_cast<int64_t>(CodecId::kLm4) || (row.flags & kFlagHadamard) != 0;
+  return AlwaysRotates(static_cast<CodecId>(row.codec)) || (row.flags & kFlagHadamard) != 0;
 }
 KVERN_HD inline bool UsesRopeMean(const PackedRow& row) { return (row.flags & kFlagRopeMean) != 0; }
 
@@ -69,17 +70,17 @@ KVERN_HD inline float FiniteMean(Float16 mean) {
   return std::isfinite(value) ? value : 0.0f;
 }
 
-// The row names a known codec, a head of `rows`, 1..64 tokens, and a block inside `packed_bytes`.
-// Every difference is taken on the side that cannot overflow.
+// The row names a known codec, a head of `rows`, 1..64 tokens (kch4: 64), and a block inside
+// `packed_bytes`. Every difference is taken on the side that cannot overflow.
 inline bool IsSound(const PackedRow& row, std::span<const KvRef> rows, int64_t packed_bytes) {
   const CodecId codec = static_cast<CodecId>(row.codec);
-  const bool known = row.codec == static_cast<int64_t>(CodecId::kRaw16) ||
-                     row.codec == static_cast<int64_t>(CodecId::kI8t) ||
-                     row.codec == static_cast<int64_t>(CodecId::kLm4);
+  const bool known = row.codec >= static_cast<int64_t>(CodecId::kRaw16) &&
+                     row.codec <= static_cast<int64_t>(CodecId::kSfv3);
   if (!known || row.layer < 0 || row.layer >= std::ssize(rows)) return false;
   const KvRef& ref = rows[row.layer];
   if (row.kv_head < 0 || row.kv_head >= ref.kv_heads) return false;
   if (row.tokens < 1 || row.tokens > kPackedBlockTokens || row.byte_offset < 0) return false;
+  if (NeedsFullBlock(codec) && row.tokens != kPackedBlockTokens) return false;
   const int64_t bytes = BlockBytes(codec, ref.dtype, row.tokens, ref.head_dim);
   return bytes <= packed_bytes && row.byte_offset <= packed_bytes - bytes;
 }
@@ -92,6 +93,10 @@ struct PackedPlanes {
   int64_t codes = 0;           // byte offset into `packed`
   int64_t code_row_bytes = 0;  // of one token
   int64_t scales = 0;          // byte offset; unused by raw16
+  int64_t signs = 0;           // byte offset; only sfv3 has them
+  int64_t zeros = 0;           // byte offset; only affine codes have them
+  int64_t sign_row_bytes = 0;
+  int64_t scale_row_bytes = 0;  // of one token, in SCALE and in ZERO; 0 for kch4
 };
 inline PackedPlanes PlanesOf(const PackedRow& row, const KvRef& ref) {
   const CodecId codec = static_cast<CodecId>(row.codec);
@@ -99,7 +104,28 @@ inline PackedPlanes PlanesOf(const PackedRow& row, const KvRef& ref) {
   planes.codes = row.byte_offset;
   planes.code_row_bytes = CodeRowBytes(codec, ref.dtype, ref.head_dim);
   planes.scales = row.byte_offset + ScaleOffset(codec, ref.dtype, row.tokens, ref.head_dim);
+  planes.signs = row.byte_offset + SignOffset(codec, ref.dtype, row.tokens, ref.head_dim);
+  planes.zeros = row.byte_offset + ZeroOffset(codec, ref.dtype, row.tokens, ref.head_dim);
+  planes.sign_row_bytes = SignRowBytes(codec, ref.head_dim);
+  planes.scale_row_bytes = TokenScales(codec, ref.head_dim) * int64_t{sizeof(Float16)};
   return planes;
+}
+
+// Where the bytes of one token lie; planes that the codec lacks are not to be touched. The scales
+// and zeros of kch4 are those of the block.
+template <class Byte>
+struct TokenBytes {
+  Byte* codes;
+  Byte* signs;
+  Byte* scales;
+  Byte* zeros;
+};
+template <class Byte>
+TokenBytes<Byte> BytesOf(const PackedPlanes& planes, Byte* packed, int64_t token) {
+  return {packed + planes.codes + token * planes.code_row_bytes,
+          packed + planes.signs + token * planes.sign_row_bytes,
+          packed + planes.scales + token * planes.scale_row_bytes,
+          packed + planes.zeros + token * planes.scale_row_bytes};
 }
 
 }  // namespace kvern

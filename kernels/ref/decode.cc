@@ -9,8 +9,8 @@
 #include "kernels/base/coding.h"
 #include "kernels/base/hadamard.h"
 #include "kernels/base/kv_row.h"
-#include "kernels/base/lm4_table.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/ref/row_codes.h"
 
 namespace kvern::ref {
 namespace {
@@ -29,15 +29,12 @@ class RowDecoder {
     const PackedPlanes planes = PlanesOf(row_, out_);
     KVERN_CHECK(SlotsEndBy(row_, out_.tokens));
     for (int64_t token = 0; token < row_.tokens; ++token) {
-      const std::byte* codes = args_.packed.data() + planes.codes + token * planes.code_row_bytes;
+      const TokenBytes<const std::byte> from = BytesOf(planes, args_.packed.data(), token);
       if (static_cast<CodecId>(row_.codec) == CodecId::kRaw16) {
-        CopyRaw(codes, row_.first_slot + token);
+        CopyRaw(from.codes, row_.first_slot + token);
         continue;
       }
-      Float16 scale;
-      std::memcpy(&scale, args_.packed.data() + planes.scales + token * sizeof(scale),
-                  sizeof(scale));
-      Restore(codes, ToFloat(scale));
+      RestoreRow(static_cast<CodecId>(row_.codec), from, x_);
       Write(row_.first_slot + token);
     }
   }
@@ -47,22 +44,6 @@ class RowDecoder {
     const int64_t size = SizeOf(out_.dtype);
     CopyRowBytes({const_cast<std::byte*>(codes), size},
                  {out_.Address(row_.kv_head, slot), out_.strides.dim}, out_.head_dim, size);
-  }
-
-  // x = codes * scale, in the space that was coded.
-  void Restore(const std::byte* codes, float scale) {
-    if (static_cast<CodecId>(row_.codec) == CodecId::kI8t) {
-      const auto* code = reinterpret_cast<const int8_t*>(codes);
-      for (size_t d = 0; d < x_.size(); ++d) x_[d] = scale * static_cast<float>(code[d]);
-      return;
-    }
-    for (size_t group = 0; group < x_.size(); group += 8) {
-      uint32_t word;
-      std::memcpy(&word, codes + group / 2, sizeof(word));
-      for (int i = 0; i < 8; ++i) {
-        x_[group + i] = scale * kLm4Levels[(word >> kLm4Shifts[i]) & 15];
-      }
-    }
   }
 
   void Write(int64_t slot) {

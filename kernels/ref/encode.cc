@@ -11,14 +11,14 @@
 #include "kernels/base/hadamard.h"
 #include "kernels/base/kv_row.h"
 #include "kernels/base/lanes.h"
-#include "kernels/base/lm4_table.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/ref/row_codes.h"
 
 namespace kvern::ref {
 namespace {
 
 // NaN becomes 0, what is too large is clamped; the count of both.
-int64_t Sanitise(std::vector<float>& x) {
+int64_t Sanitise(std::span<float> x) {
   int64_t count = 0;
   for (float& value : x) {
     if (std::fabs(value) <= kLargestCoded) continue;
@@ -28,44 +28,8 @@ int64_t Sanitise(std::vector<float>& x) {
   return count;
 }
 
-float SquaredSum(const std::vector<float>& x) {
+float SquaredSum(std::span<const float> x) {
   return LaneDot(x.data(), x.data(), static_cast<int64_t>(x.size()));
-}
-
-// Codes y; y becomes what the codes leave over.
-CodeScale CodeI8(std::vector<float>& y, int8_t* codes) {
-  float largest = 0.0f;
-  for (const float value : y) largest = std::max(largest, std::fabs(value));
-  const CodeScale scale = I8Scale(largest);
-  const float inverse = InverseScale(scale.value);
-  for (size_t i = 0; i < y.size(); ++i) {
-    const float code = std::clamp(std::nearbyint(y[i] * inverse), -kI8Levels, kI8Levels);
-    codes[i] = static_cast<int8_t>(code);
-    y[i] = std::fma(-scale.value, code, y[i]);
-  }
-  return scale;
-}
-
-// As CodeI8; `squared_length` is that of the row before its rotation.
-CodeScale CodeLm4(std::vector<float>& y, float squared_length, std::byte* codes) {
-  const int64_t head_dim = static_cast<int64_t>(y.size());
-  const float normalizer = Lm4Normalizer(squared_length, head_dim);
-  if (normalizer == 0.0f) return RoundScale(0.0f);  // codes arrive zeroed
-  std::vector<float> levels(head_dim);
-  for (int64_t group = 0; group < head_dim; group += 8) {
-    uint32_t word = 0;
-    for (int64_t i = 0; i < 8; ++i) {
-      const float value = y[group + i] * normalizer;
-      uint32_t code = 0;
-      for (int j = 0; j < kLm4Boundaries; ++j) code += value > Lm4Boundary(j) ? 1 : 0;
-      word |= code << kLm4Shifts[i];
-      levels[group + i] = kLm4Levels[code];
-    }
-    std::memcpy(codes + group / 2, &word, sizeof(word));
-  }
-  const CodeScale scale = Lm4Scale(squared_length, LaneDot(levels.data(), levels.data(), head_dim));
-  for (int64_t i = 0; i < head_dim; ++i) y[i] = std::fma(-scale.value, levels[i], y[i]);
-  return scale;
 }
 
 class RowEncoder {
@@ -82,24 +46,21 @@ class RowEncoder {
     const PackedPlanes planes = PlanesOf(row_, keys_);
     KVERN_CHECK(SlotsEndBy(row_, args_.keep->Count(row_.layer, row_.kv_head)));
     const int32_t* source = args_.keep->Row(row_.layer, row_.kv_head) + row_.first_slot;
+    if (NeedsFullBlock(Codec())) return EncodeChannels(source, planes);
     EncodeCounts counts;
     for (int64_t token = 0; token < row_.tokens; ++token) {
-      std::byte* codes = args_.packed.data() + planes.codes + token * planes.code_row_bytes;
-      std::byte* scale = args_.packed.data() + planes.scales + token * sizeof(Float16);
-      if (static_cast<CodecId>(row_.codec) == CodecId::kRaw16) {
-        CopyRaw(source[token], codes);
+      const TokenBytes<std::byte> to = BytesOf(planes, args_.packed.data(), token);
+      if (Codec() == CodecId::kRaw16) {
+        CopyRaw(source[token], to.codes);
       } else {
-        CodeToken(source[token], {codes, scale}, &counts);
+        CodeToken(source[token], to, &counts);
       }
     }
     return counts;
   }
 
  private:
-  struct Target {
-    std::byte* codes;
-    std::byte* scale;
-  };
+  CodecId Codec() const { return static_cast<CodecId>(row_.codec); }
 
   void CopyRaw(int64_t source, std::byte* codes) const {
     const int64_t size = SizeOf(keys_.dtype);
@@ -114,18 +75,40 @@ class RowEncoder {
     for (size_t d = 0; d < x_.size(); ++d) x_[d] -= mean[d];
   }
 
-  void CodeToken(int64_t source, Target target, EncodeCounts* counts) {
-    LoadKvRow(keys_, keys_.Address(row_.kv_head, source), x_.data());
-    counts->nonfinite += Sanitise(x_);
-    counts->squared_norm += SquaredSum(x_);
+  void Load(int64_t source, std::span<float> x, EncodeCounts* counts) const {
+    LoadKvRow(keys_, keys_.Address(row_.kv_head, source), x.data());
+    counts->nonfinite += Sanitise(x);
+    counts->squared_norm += SquaredSum(x);
+  }
+
+  void CodeToken(int64_t source, const TokenBytes<std::byte>& to, EncodeCounts* counts) {
+    Load(source, x_, counts);
     if (!mean_.empty()) SubtractMean(source);
     const float squared_length = SquaredSum(x_);
     if (UsesHadamard(row_)) RotateByHadamard(HadamardOf(keys_.head_dim), x_.data());
-    const CodeScale scale = static_cast<CodecId>(row_.codec) == CodecId::kI8t
-                                ? CodeI8(x_, reinterpret_cast<int8_t*>(target.codes))
-                                : CodeLm4(x_, squared_length, target.codes);
-    std::memcpy(target.scale, &scale.stored, sizeof(scale.stored));
+    CodeRow(Codec(), squared_length, x_, to);
     counts->squared_error += SquaredSum(x_);  // a rotation changes no length
+  }
+
+  // kch4: what a channel's scale is, all tokens of the block say.
+  EncodeCounts EncodeChannels(const int32_t* source, const PackedPlanes& planes) const {
+    const int64_t head_dim = keys_.head_dim;
+    EncodeCounts counts;
+    std::vector<float> rows(row_.tokens * head_dim);
+    const auto row_of = [&](int64_t token) {
+      return std::span(rows).subspan(token * head_dim, head_dim);
+    };
+    for (int64_t token = 0; token < row_.tokens; ++token) {
+      Load(source[token], row_of(token), &counts);
+    }
+    const TokenBytes<std::byte> block = BytesOf(planes, args_.packed.data(), 0);
+    ScaleChannels(rows, head_dim, block.scales, block.zeros);
+    for (int64_t token = 0; token < row_.tokens; ++token) {
+      CodeRow(Codec(), /*squared_length=*/0.0f, row_of(token),
+              BytesOf(planes, args_.packed.data(), token));
+      counts.squared_error += SquaredSum(row_of(token));
+    }
+    return counts;
   }
 
   const EncodeArgs& args_;

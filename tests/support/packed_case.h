@@ -32,7 +32,7 @@ struct PackedCase {
   int64_t bytes = 0;  // of `packed`
 };
 
-// Rows of at most 64 slots of one codec.
+// Rows of at most 64 slots of one codec; where it wants all 64, a shorter one is raw16.
 inline PackedCase PlanRows(LayerRefs rows, const KeepList& keep, CodecSpec codec) {
   PackedCase packed;
   for (int64_t layer = 0; layer < keep.layers; ++layer) {
@@ -42,13 +42,14 @@ inline PackedCase PlanRows(LayerRefs rows, const KeepList& keep, CodecSpec codec
         PackedRow row = {};
         row.layer = layer;
         row.kv_head = head;
-        row.codec = static_cast<int64_t>(codec.id);
-        row.flags = codec.flags;
         row.first_slot = slot;
         row.tokens = std::min<int64_t>(kPackedBlockTokens, count - slot);
+        const CodecSpec of_block = CodecOfBlock(codec, row.tokens);
+        row.codec = static_cast<int64_t>(of_block.id);
+        row.flags = of_block.flags;
         row.byte_offset = packed.bytes;
         packed.bytes +=
-            AlignUp(BlockBytes(codec.id, rows[layer].dtype, row.tokens, rows[layer].head_dim),
+            AlignUp(BlockBytes(of_block.id, rows[layer].dtype, row.tokens, rows[layer].head_dim),
                     kPackedBlockAlign);
         packed.table.push_back(row);
       }

@@ -41,7 +41,8 @@ TEST(Lm4Shifts, PairEvenAndOddCoordinatesForOneMask) {
 TEST(PlanesOf, StartsEachPlaneOn16Bytes) {
   for (const int64_t head_dim : {8, 24, 64, 80, 96, 128, 256}) {
     for (const int64_t tokens : {1, 3, 16, 32, 63, 64}) {
-      for (const CodecId codec : {CodecId::kI8t, CodecId::kLm4}) {
+      for (const CodecId codec : {CodecId::kI8t, CodecId::kFp8t, CodecId::kI4t, CodecId::kLm4,
+                                  CodecId::kSfv2, CodecId::kSfv3}) {
         PackedRow row = {};
         row.codec = static_cast<int64_t>(codec);
         row.tokens = tokens;

@@ -9,12 +9,17 @@
 
 #include "gtest/gtest.h"
 #include "kernels/ref/decode.h"
-#include "tests/support/host_kv.h"
-#include "tests/support/packed_case.h"
+#include "tests/support/coded_kv.h"
 
 namespace kvern {
 namespace {
 
+using support::Coded;
+using support::Compare;
+using support::DecodeAll;
+using support::EncodeAll;
+using support::Fidelity;
+using support::Gaussian;
 using support::HostKv;
 using support::HostKvSpec;
 using support::RandomKv;
@@ -22,61 +27,6 @@ using support::RandomKv;
 constexpr CodecSpec kI8 = {CodecId::kI8t, 0};
 constexpr CodecSpec kI8H = {CodecId::kI8t, kFlagHadamard};
 constexpr CodecSpec kLm4 = {CodecId::kLm4, kFlagHadamard};
-
-struct Coded {
-  std::vector<std::byte> packed;
-  std::vector<PackedRow> table;
-  EncodeCounts counts;
-};
-
-Coded EncodeAll(const HostKv& kv, CodecSpec codec) {
-  const KeepList keep = support::KeepEvery(kv.refs(), 0, 1);
-  support::PackedCase plan = support::PlanRows(kv.refs(), keep, codec);
-  Coded coded;
-  coded.packed.resize(plan.bytes);
-  coded.table = plan.table;
-  EncodeArgs args;
-  args.rows = kv.refs();
-  args.keep = &keep;
-  args.table = coded.table;
-  args.packed = coded.packed;
-  EXPECT_TRUE(ref::Encode(/*stop=*/nullptr, args, &coded.counts).ok());
-  return coded;
-}
-
-HostKv DecodeAll(const Coded& coded, const HostKvSpec& spec) {
-  HostKv out(spec, 8);
-  DecodeArgs args;
-  args.packed = coded.packed;
-  args.table = coded.table;
-  args.rows = out.refs();
-  EXPECT_TRUE(ref::Decode(/*stop=*/nullptr, args).ok());
-  return out;
-}
-
-struct Fidelity {
-  double nmse = 0;
-  double slope = 0;  // <x, decoded> / <x, x>
-};
-
-Fidelity Compare(const HostKv& kv, const HostKv& decoded) {
-  double error = 0, norm = 0, product = 0;
-  const HostKvSpec& spec = kv.spec();
-  for (int64_t token = 0; token < spec.tokens; ++token) {
-    for (int64_t d = 0; d < spec.head_dim; ++d) {
-      const double x = kv.Get(0, 0, token, d);
-      const double y = decoded.Get(0, 0, token, d);
-      error += (x - y) * (x - y);
-      norm += x * x;
-      product += x * y;
-    }
-  }
-  return {error / norm, product / norm};
-}
-
-HostKvSpec Gaussian(int64_t tokens, int64_t head_dim) {
-  return {.dtype = DType::kF32, .tokens = tokens, .head_dim = head_dim, .block_tokens = 256};
-}
 
 TEST(Lm4, HasThePublishedErrorAndSlopeOnGaussianVectors) {
   const HostKv kv = RandomKv(Gaussian(10240, 128), 21);
