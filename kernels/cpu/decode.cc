@@ -13,11 +13,14 @@
 // After the list of targets.
 #include "hwy/highway.h"
 #include "kernels/base/coding.h"
+#include "kernels/cpu/affine-inl.h"
+#include "kernels/cpu/fp8-inl.h"
 #include "kernels/cpu/hadamard-inl.h"
 #include "kernels/cpu/kv_row-inl.h"
 #include "kernels/cpu/lm4-inl.h"
 #include "kernels/cpu/register_decode-inl.h"
 #include "kernels/cpu/rotation-inl.h"
+#include "kernels/cpu/sfv-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
@@ -29,7 +32,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 struct Buffers {
   float* x;
   float* mean;     // un-rotated
-  float* rotated;  // the mean at a token's angles
+  float* rotated;  // the mean at a token's angles; affine scales before
+  float* spare;
 };
 
 class RowDecoder {
@@ -51,20 +55,17 @@ class RowDecoder {
   void Decode() {
     const PackedPlanes planes = PlanesOf(row_, out_);
     KVERN_CHECK(SlotsEndBy(row_, out_.tokens));
+    if (static_cast<CodecId>(row_.codec) == CodecId::kKch4) {  // once for all tokens
+      SpreadScales(BytesOf(planes, args_.packed.data(), 0), out_.head_dim, /*size=*/1,
+                   {buffers_.rotated, buffers_.spare});
+    }
     for (int64_t token = 0; token < row_.tokens; ++token) {
-      const std::byte* codes = args_.packed.data() + planes.codes + token * planes.code_row_bytes;
+      const TokenBytes<const std::byte> from = BytesOf(planes, args_.packed.data(), token);
       if (static_cast<CodecId>(row_.codec) == CodecId::kRaw16) {
-        CopyRaw(codes, row_.first_slot + token);
+        CopyRaw(from.codes, row_.first_slot + token);
         continue;
       }
-      Float16 stored;
-      std::memcpy(&stored, args_.packed.data() + planes.scales + token * sizeof(stored),
-                  sizeof(stored));
-      if (static_cast<CodecId>(row_.codec) == CodecId::kI8t) {
-        RestoreI8(reinterpret_cast<const int8_t*>(codes), ToFloat(stored));
-      } else {
-        RestoreLm4(codes, ToFloat(stored));
-      }
+      RestoreRow(from);
       Write(row_.first_slot + token);
     }
   }
@@ -76,7 +77,31 @@ class RowDecoder {
                  {out_.Address(row_.kv_head, slot), out_.strides.dim}, out_.head_dim, size);
   }
 
-  // x = codes * scale, in the space that was coded.
+  // x = codes * scale (+ zero), in the space that was coded.
+  void RestoreRow(const TokenBytes<const std::byte>& from) {
+    const CodecId codec = static_cast<CodecId>(row_.codec);
+    const int64_t head_dim = out_.head_dim;
+    if (codec == CodecId::kSfv2 || codec == CodecId::kSfv3) {
+      RestoreSfv(codec, head_dim, from, buffers_.x);
+      return;
+    }
+    if (IsAffine(codec)) {
+      const AffineRow affine = {buffers_.rotated, buffers_.spare};
+      if (codec == CodecId::kI4t) SpreadScales(from, head_dim, I4tGroup(head_dim), affine);
+      RestoreAffine(affine, head_dim, from.codes, buffers_.x);
+      return;
+    }
+    Float16 stored;
+    std::memcpy(&stored, from.scales, sizeof(stored));
+    const float scale = ToFloat(stored);
+    if (codec == CodecId::kI8t) {
+      RestoreI8(reinterpret_cast<const int8_t*>(from.codes), scale);
+    } else if (codec == CodecId::kFp8t) {
+      RestoreFp8(scale, head_dim, from.codes, buffers_.x);
+    } else {
+      RestoreLm4(from.codes, scale);
+    }
+  }
   void RestoreI8(const int8_t* codes, float scale) {
     const TailTag d;
     const hn::Rebind<int8_t, TailTag> narrow;
@@ -147,8 +172,7 @@ absl::Status DecodeRow(const DecodeArgs& args, const CodingItem& item, Scratch& 
   KVERN_CHECK(IsSound(row, args.rows, std::ssize(args.packed)));
   const KvRef& out = args.rows[row.layer];
   scratch.Reset();
-  if (FitsRegisters(out) && static_cast<CodecId>(row.codec) != CodecId::kRaw16 &&
-      HasFiniteScales(args.packed, row, PlanesOf(row, out))) {
+  if (FitsRegisters(out, row) && HasFiniteScales(args.packed, row, PlanesOf(row, out))) {
     KVERN_CHECK(SlotsEndBy(row, out.tokens));
     auto* rows = scratch.Take<DecodeRows>(1);
     KVERN_RETURN_IF_ERROR(scratch.Taken());
@@ -159,7 +183,7 @@ absl::Status DecodeRow(const DecodeArgs& args, const CodingItem& item, Scratch& 
   }
   const int64_t padded = PaddedDim(out.head_dim);
   const Buffers buffers = {scratch.Take<float>(padded), scratch.Take<float>(padded),
-                           scratch.Take<float>(padded)};
+                           scratch.Take<float>(padded), scratch.Take<float>(padded)};
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   RowDecoder(args, row, buffers).Decode();
   return absl::OkStatus();

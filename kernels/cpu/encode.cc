@@ -13,13 +13,16 @@
 // After the list of targets.
 #include "hwy/highway.h"
 #include "kernels/base/coding.h"
+#include "kernels/cpu/affine-inl.h"
 #include "kernels/cpu/dots-inl.h"
+#include "kernels/cpu/fp8-inl.h"
 #include "kernels/cpu/hadamard-inl.h"
 #include "kernels/cpu/kv_row-inl.h"
 #include "kernels/cpu/lm4-inl.h"
 #include "kernels/cpu/register_encode-inl.h"
 #include "kernels/cpu/rotation-inl.h"
 #include "kernels/cpu/sanitise-inl.h"
+#include "kernels/cpu/sfv-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
@@ -40,7 +43,8 @@ float LargestMagnitude(const float* HWY_RESTRICT y, int64_t n) {
 struct Buffers {
   float* x;
   float* mean;     // un-rotated
-  float* rotated;  // the mean at a token's angles; the levels of lm4 later
+  float* rotated;  // the mean at a token's angles; the levels of lm4, affine scales later
+  float* spare;
 };
 
 class RowEncoder {
@@ -62,28 +66,23 @@ class RowEncoder {
     const PackedPlanes planes = PlanesOf(row_, keys_);
     KVERN_CHECK(SlotsEndBy(row_, args_.keep->Count(row_.layer, row_.kv_head)));
     const int32_t* source = args_.keep->Row(row_.layer, row_.kv_head) + row_.first_slot;
+    if (NeedsFullBlock(static_cast<CodecId>(row_.codec))) return EncodeChannels(source, planes);
     EncodeCounts counts;
     for (int64_t token = 0; token < row_.tokens; ++token) {
       if (token + kRowsAhead < row_.tokens) {
         PrefetchRow(keys_, keys_.Address(row_.kv_head, source[token + kRowsAhead]));
       }
-      std::byte* codes = args_.packed.data() + planes.codes + token * planes.code_row_bytes;
-      std::byte* scale = args_.packed.data() + planes.scales + token * sizeof(Float16);
+      const TokenBytes<std::byte> to = BytesOf(planes, args_.packed.data(), token);
       if (static_cast<CodecId>(row_.codec) == CodecId::kRaw16) {
-        CopyRaw(source[token], codes);
+        CopyRaw(source[token], to.codes);
       } else {
-        CodeToken(source[token], {codes, scale}, &counts);
+        CodeToken(source[token], to, &counts);
       }
     }
     return counts;
   }
 
  private:
-  struct Target {
-    std::byte* codes;
-    std::byte* scale;
-  };
-
   void CopyRaw(int64_t source, std::byte* codes) const {
     const int64_t size = SizeOf(keys_.dtype);
     CopyRowBytes({keys_.Address(row_.kv_head, source), keys_.strides.dim}, {codes, size},
@@ -104,19 +103,70 @@ class RowEncoder {
     }
   }
 
-  void CodeToken(int64_t source, Target target, EncodeCounts* counts) {
+  // x = the row, sanitised; the count of what was not fine.
+  int64_t Load(int64_t source) {
+    LoadRow(keys_, keys_.Address(row_.kv_head, source), buffers_.x);
+    return Sanitise(buffers_.x, padded_);
+  }
+
+  void CodeToken(int64_t source, const TokenBytes<std::byte>& to, EncodeCounts* counts) {
     float* x = buffers_.x;
-    LoadRow(keys_, keys_.Address(row_.kv_head, source), x);
-    counts->nonfinite += Sanitise(x, padded_);
+    counts->nonfinite += Load(source);
     counts->squared_norm += OneLaneDot(x, x, padded_);
     if (UsesRopeMean(row_)) SubtractMean(source);
     const float squared_length = OneLaneDot(x, x, padded_);
     if (UsesHadamard(row_)) HadamardRow(HadamardOf(keys_.head_dim), x);
-    const CodeScale scale = static_cast<CodecId>(row_.codec) == CodecId::kI8t
-                                ? CodeI8(reinterpret_cast<int8_t*>(target.codes))
-                                : CodeLm4(squared_length, target.codes);
-    std::memcpy(target.scale, &scale.stored, sizeof(scale.stored));
+    CodeRow(squared_length, to);
     counts->squared_error += OneLaneDot(x, x, padded_);  // a rotation changes no length
+  }
+
+  void CodeRow(float squared_length, const TokenBytes<std::byte>& to) {
+    const CodecId codec = static_cast<CodecId>(row_.codec);
+    const int64_t head_dim = keys_.head_dim;
+    float* x = buffers_.x;
+    if (codec == CodecId::kSfv2 || codec == CodecId::kSfv3) {
+      CodeSfv({codec, head_dim, to}, squared_length, x);
+      return;
+    }
+    if (codec == CodecId::kI4t) {
+      const AffineRow affine = {buffers_.rotated, buffers_.spare};
+      ScaleGroups(x, head_dim, affine, to);
+      CodeAffine(affine, head_dim, x, to.codes);
+      return;
+    }
+    const CodeScale scale = codec == CodecId::kI8t ? CodeI8(reinterpret_cast<int8_t*>(to.codes))
+                            : codec == CodecId::kFp8t
+                                ? CodeFp8(LargestMagnitude(x, padded_), head_dim, x, to.codes)
+                                : CodeLm4(squared_length, to.codes);
+    std::memcpy(to.scales, &scale.stored, sizeof(scale.stored));
+  }
+
+  // kch4: what a channel's scale is, all tokens of the block say; their rows are read twice.
+  EncodeCounts EncodeChannels(const int32_t* source, const PackedPlanes& planes) {
+    const RowTag d;
+    float* x = buffers_.x;
+    float* lowest = buffers_.rotated;
+    float* highest = buffers_.spare;
+    EncodeCounts counts;
+    for (int64_t token = 0; token < row_.tokens; ++token) {
+      counts.nonfinite += Load(source[token]);
+      counts.squared_norm += OneLaneDot(x, x, padded_);
+      for (int64_t i = 0; i < padded_; i += hn::Lanes(d)) {
+        const auto value = hn::Load(d, x + i);
+        const auto low = token == 0 ? value : hn::Min(value, hn::Load(d, lowest + i));
+        const auto high = token == 0 ? value : hn::Max(value, hn::Load(d, highest + i));
+        hn::Store(low, d, lowest + i);
+        hn::Store(high, d, highest + i);
+      }
+    }
+    ScaleChannels(keys_.head_dim, lowest, highest, BytesOf(planes, args_.packed.data(), 0));
+    for (int64_t token = 0; token < row_.tokens; ++token) {
+      Load(source[token]);
+      CodeAffine({.scales = highest, .zeros = lowest}, keys_.head_dim, x,
+                 BytesOf(planes, args_.packed.data(), token).codes);
+      counts.squared_error += OneLaneDot(x, x, padded_);
+    }
+    return counts;
   }
 
   // Codes x; x becomes what the codes leave over.
@@ -193,7 +243,7 @@ absl::Status EncodeRow(const EncodeArgs& args, const CodingItem& item, Scratch& 
   KVERN_CHECK(IsSound(row, args.rows, std::ssize(args.packed)));
   const KvRef& keys = args.rows[row.layer];
   scratch.Reset();
-  if (FitsRegisters(keys) && static_cast<CodecId>(row.codec) != CodecId::kRaw16) {
+  if (FitsRegisters(keys, row)) {
     KVERN_CHECK(SlotsEndBy(row, args.keep->Count(row.layer, row.kv_head)));
     auto* batch = scratch.Take<EncodeBatch>(1);
     KVERN_RETURN_IF_ERROR(scratch.Taken());
@@ -204,7 +254,7 @@ absl::Status EncodeRow(const EncodeArgs& args, const CodingItem& item, Scratch& 
   }
   const int64_t padded = PaddedDim(keys.head_dim);
   const Buffers buffers = {scratch.Take<float>(padded), scratch.Take<float>(padded),
-                           scratch.Take<float>(padded)};
+                           scratch.Take<float>(padded), scratch.Take<float>(padded)};
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   *counts = RowEncoder(args, row, buffers).Encode();
   return absl::OkStatus();

@@ -40,8 +40,10 @@ struct RegisterPair {
 };
 
 // Narrower registers would spill more than they save.
-inline bool FitsRegisters(const KvRef& ref) {
-  return kPartLanes >= 8 && ref.head_dim == kRegisterDim && ref.HasContiguousRows();
+inline bool FitsRegisters(const KvRef& ref, const PackedRow& row) {
+  const auto codec = static_cast<CodecId>(row.codec);
+  return (codec == CodecId::kI8t || codec == CodecId::kLm4) && kPartLanes >= 8 &&
+         ref.head_dim == kRegisterDim && ref.HasContiguousRows();
 }
 
 template <class T>

@@ -25,6 +25,12 @@ constexpr CodecSpec kCodecs[] = {
     {CodecId::kRaw16, 0},
     {CodecId::kI8t, kFlagRopeMean},
     {CodecId::kI8t, 0},
+    {CodecId::kSfv3, kFlagHadamard | kFlagRopeMean},
+    {CodecId::kSfv2, kFlagHadamard},
+    {CodecId::kKch4, 0},
+    {CodecId::kI4t, kFlagHadamard | kFlagRopeMean},
+    {CodecId::kI4t, 0},
+    {CodecId::kFp8t, 0},
 };
 
 // Rows of at most 64 slots; each has the next codec.
@@ -32,7 +38,7 @@ support::PackedCase PlanMixed(LayerRefs rows, const KeepList& keep, size_t first
   support::PackedCase packed = support::PlanRows(rows, keep, {});
   packed.bytes = 0;
   for (PackedRow& row : packed.table) {
-    const CodecSpec& codec = kCodecs[first_codec++ % std::size(kCodecs)];
+    const CodecSpec codec = CodecOfBlock(kCodecs[first_codec++ % std::size(kCodecs)], row.tokens);
     row.codec = static_cast<int64_t>(codec.id);
     row.flags = codec.flags;
     row.byte_offset = packed.bytes;

@@ -38,7 +38,15 @@ TEST(DecodeParity, EveryBackendRestoresTheSameBits) {
                                   {CodecId::kI8t, 0},
                                   {CodecId::kI8t, kFlagHadamard | kFlagRopeMean},
                                   {CodecId::kLm4, kFlagHadamard},
-                                  {CodecId::kLm4, kFlagHadamard | kFlagRopeMean}}) {
+                                  {CodecId::kLm4, kFlagHadamard | kFlagRopeMean},
+                                  {CodecId::kFp8t, 0},
+                                  {CodecId::kFp8t, kFlagHadamard | kFlagRopeMean},
+                                  {CodecId::kKch4, 0},
+                                  {CodecId::kI4t, 0},
+                                  {CodecId::kI4t, kFlagHadamard | kFlagRopeMean},
+                                  {CodecId::kSfv2, kFlagHadamard},
+                                  {CodecId::kSfv3, kFlagHadamard},
+                                  {CodecId::kSfv3, kFlagHadamard | kFlagRopeMean}}) {
       SCOPED_TRACE(absl::StrCat(support::Describe(spec), " codec ", static_cast<int>(codec.id),
                                 " flags ", codec.flags));
       const support::PackedCase plan = support::PlanRows(shape.refs(), keep, codec);

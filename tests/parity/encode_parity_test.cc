@@ -16,9 +16,20 @@ using support::HostKv;
 using support::HostKvSpec;
 
 const std::vector<CodecSpec> kCodecs = {
-    {CodecId::kRaw16, 0},           {CodecId::kI8t, 0},
-    {CodecId::kI8t, kFlagHadamard}, {CodecId::kI8t, kFlagHadamard | kFlagRopeMean},
-    {CodecId::kLm4, kFlagHadamard}, {CodecId::kLm4, kFlagHadamard | kFlagRopeMean},
+    {CodecId::kRaw16, 0},
+    {CodecId::kI8t, 0},
+    {CodecId::kI8t, kFlagHadamard},
+    {CodecId::kI8t, kFlagHadamard | kFlagRopeMean},
+    {CodecId::kLm4, kFlagHadamard},
+    {CodecId::kLm4, kFlagHadamard | kFlagRopeMean},
+    {CodecId::kFp8t, 0},
+    {CodecId::kFp8t, kFlagHadamard | kFlagRopeMean},
+    {CodecId::kKch4, 0},
+    {CodecId::kI4t, 0},
+    {CodecId::kI4t, kFlagHadamard | kFlagRopeMean},
+    {CodecId::kSfv2, kFlagHadamard},
+    {CodecId::kSfv3, kFlagHadamard},
+    {CodecId::kSfv3, kFlagHadamard | kFlagRopeMean},
 };
 
 // ParitySpecs and every form of the rotation: base matrices on runs of 2, 4, 8, 16 and 32, blocks
