@@ -9,6 +9,7 @@
 #include "kernels/base/coding.h"
 #include "kernels/base/hadamard.h"
 #include "kernels/base/lm4_table.h"
+#include "kernels/base/sfv_table.h"
 #include "kernels/base/status_macros.h"
 
 namespace kvern::cuda {
@@ -39,6 +40,17 @@ DeviceHadamard UploadHadamard(Op& op, int32_t head_dim, Turn turn) {
     to.base = op.Upload(std::span(turn == Turn::kForward ? block.base : block.transposed, entries));
   }
   return device;
+}
+
+// The codecs of the path that keeps rows in registers.
+bool PairsCode(CodecId codec) {
+  return codec == CodecId::kRaw16 || codec == CodecId::kI8t || codec == CodecId::kLm4;
+}
+
+std::vector<uint32_t> SfvWords() {
+  std::vector<uint32_t> words(std::begin(kSfv3Words), std::end(kSfv3Words));
+  words.insert(words.end(), std::begin(kSfv2Words), std::end(kSfv2Words));
+  return words;
 }
 
 }  // namespace
@@ -99,6 +111,8 @@ void CodedCohort::AddRows(const Source& source, const KeepList* keep, CodedSeque
     coded.hadamard = UsesHadamard(row);
     coded.rope_mean = UsesRopeMean(row) && coded.codec != CodecId::kRaw16;
     rope_mean = rope_mean || coded.rope_mean;
+    pairs_code_ = pairs_code_ && PairsCode(coded.codec);
+    has_sfv_ = has_sfv_ || coded.codec == CodecId::kSfv2 || coded.codec == CodecId::kSfv3;
     aligned_ = aligned_ && coded.codes % static_cast<int64_t>(kPlaneAlign) == 0;
     rows_.push_back(coded);
   }
@@ -115,7 +129,7 @@ void CodedCohort::AddRows(const Source& source, const KeepList* keep, CodedSeque
 
 bool CodedCohort::PairsServe(const RowShape& shape) const {
   const bool fits = shape.dtype != DType::kF32 && (shape.head_dim == 64 || shape.head_dim == 128);
-  return fits && shape.access == RowAccess::kVector && aligned_ &&
+  return fits && pairs_code_ && shape.access == RowAccess::kVector && aligned_ &&
          std::all_of(rotations_.begin(), rotations_.end(), [&](const RotationTable* table) {
            return table == nullptr ||
                   (table->layout == RopeLayout::kHalf && 2 * table->bands == shape.head_dim);
@@ -136,6 +150,7 @@ CodingParams CodedCohort::Finish(Turn turn) {
   params.layers = layers.layers;
   params.hadamard = UploadHadamard(op_, layers.shape.head_dim, turn);
   params.lm4 = MakeLm4Tables();
+  if (has_sfv_) params.sfv_words = op_.Upload(SfvWords());
   return params;
 }
 

@@ -51,7 +51,9 @@ class CodedCohort {
   std::vector<CodedRow> rows_;
   std::map<const KeepList*, const int32_t*> sources_;  // keys and values share one
   int32_t layer_count_ = 0;
-  bool aligned_ = true;  // every CODES plane starts at a multiple of 16 bytes
+  bool aligned_ = true;     // every CODES plane starts at a multiple of 16 bytes
+  bool pairs_code_ = true;  // every row has a codec that the pairs' path knows
+  bool has_sfv_ = false;
 };
 
 }  // namespace kvern::cuda

@@ -67,6 +67,7 @@ struct CodingParams {
   const KvLayer* layers = nullptr;
   DeviceHadamard hadamard;
   Lm4Tables lm4;
+  const uint32_t* sfv_words = nullptr;  // of sfv3 (256), then of sfv2 (16); null without such rows
 };
 
 }  // namespace kvern::cuda

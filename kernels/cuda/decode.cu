@@ -24,9 +24,11 @@ template <class T>
 __global__ void __launch_bounds__(kCodingThreads, 6) DecodeGroupsKernel(DecodeParams params) {
   KVERN_DYNAMIC_SHARED(float, rows);
   KVERN_SHARED(float, levels, 16);
-  const DecodeShared shared = {rows, levels};
+  KVERN_SHARED(uint32_t, sfv_words, kSfvVectors);
+  const DecodeShared shared = {rows, levels, sfv_words};
   const Block block = BlockAt(params.coding, blockIdx.x);
   Prepare(params.coding, block, shared);
+  LoadSfvWords(block.row.codec, params.coding.sfv_words, sfv_words);
   __syncthreads();
   GroupDecoder<T> decoder(params.coding, block, shared,
                           GroupRowOf(rows, params.coding.shape.head_dim));

@@ -5,8 +5,11 @@
 
 #include <cstdint>
 
+#include "kernels/base/fp8.h"
+#include "kernels/cuda/affine.cuh"
 #include "kernels/cuda/coding_group.cuh"
 #include "kernels/cuda/decode_shared.cuh"
+#include "kernels/cuda/sfv.cuh"
 
 namespace kvern::cuda {
 
@@ -27,14 +30,12 @@ class GroupDecoder {
   __device__ void Decode(int32_t token, bool live) {
     const int32_t slot = block_.row.first_slot + token;
     std::byte* row = block_.layer.Address(block_.row.head, slot);
-    const std::byte* codes = block_.codes + token * block_.code_row_bytes;
+    std::byte* const codes = block_.codes + token * block_.code_row_bytes;
     if (block_.row.codec == CodecId::kRaw16) {
       if (live) CopyRaw(codes, row);
       return;
     }
-    const auto* scale = reinterpret_cast<const std::byte*>(block_.scales + token);
-    Restore(codes,
-            ToFloat(Float16{static_cast<uint16_t>(LoadByte(scale) | LoadByte(scale + 1) << 8)}));
+    Restore({{lane_, x_, y_}, head_dim_, codes, PlanesAt(params_, block_), token, live});
     float* out = x_;
     if (block_.row.hadamard) {
       __syncwarp();
@@ -65,19 +66,31 @@ class GroupDecoder {
     }
   }
 
-  // x = codes * scale, in the space that was coded.
-  __device__ void Restore(const std::byte* codes, float scale) {
-    if (block_.row.codec == CodecId::kI8t) {
+  // x = codes * scale (+ zero), in the space that was coded.
+  __device__ void Restore(const GroupCode& code) {
+    const CodecId codec = block_.row.codec;
+    if (IsAffine(codec)) {
       for (int32_t d = lane_; d < head_dim_; d += kLanes) {
-        x_[d] = scale * static_cast<float>(static_cast<int8_t>(LoadByte(codes + d)));
+        x_[d] = RestoredAffine(code, codec == CodecId::kKch4, d);
       }
       return;
     }
-    for (int32_t d = lane_; d < head_dim_; d += kLanes) {
-      const uint32_t bit = d / kOctet * 32 + Lm4Shift(d % kOctet);
-      const uint32_t code = LoadByte(codes + bit / 8) >> bit % 8 & 15;
-      x_[d] = scale * shared_.levels[code];
+    if (IsSfv(codec)) {
+      for (int32_t d = lane_; d < head_dim_; d += kLanes) {
+        x_[d] = RestoredSfv(code, codec, shared_.sfv_words, d);
+      }
+      return;
     }
+    const float scale = HalfAt(code.planes.scales, code.token);
+    for (int32_t d = lane_; d < head_dim_; d += kLanes) x_[d] = scale * LevelAt(code.codes, d);
+  }
+
+  // Of the codes with one scale per token.
+  __device__ float LevelAt(const std::byte* codes, int32_t d) const {
+    if (block_.row.codec == CodecId::kLm4) return shared_.levels[NibbleAt(codes, d)];
+    const uint32_t byte = LoadByte(codes + d);
+    return block_.row.codec == CodecId::kFp8t ? FloatFromE4m3(byte)
+                                              : static_cast<float>(static_cast<int8_t>(byte));
   }
 
   const CodingParams& params_;

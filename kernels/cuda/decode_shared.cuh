@@ -13,6 +13,7 @@ namespace kvern::cuda {
 struct DecodeShared {
   float* mean;  // [head_dim], filled with rm only
   float* levels;
+  uint32_t* sfv_words = nullptr;  // of the block's codec, on the path that takes any codec
 };
 
 // All threads of the block; a barrier has to follow.

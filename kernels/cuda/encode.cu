@@ -25,9 +25,15 @@ __global__ void __launch_bounds__(kCodingThreads) EncodePairsKernel(EncodeParams
 template <class T>
 __global__ void __launch_bounds__(kCodingThreads, 6) EncodeGroupsKernel(EncodeParams params) {
   KVERN_DYNAMIC_SHARED(float, rows);
-  KVERN_ENCODE_SHARED(shared, rows);
+  KVERN_ENCODE_SHARED(common, rows);
+  KVERN_SHARED(Vector16, sfv_magnitudes, kSfvVectors);
+  KVERN_SHARED(float, sfv_half_squares, kSfvVectors);
+  EncodeShared shared = common;
+  shared.sfv = {sfv_magnitudes, sfv_half_squares};
   const Block block = BlockAt(params.coding, blockIdx.x);
   Prepare(params.coding, block, shared);
+  LoadSfv(block.row.codec, params.coding.sfv_words, shared.sfv);
+  ScaleChannels<T>(params.coding, block);
   __syncthreads();
   GroupEncoder<T> encoder(params.coding, block, shared,
                           GroupRowOf(rows, params.coding.shape.head_dim));

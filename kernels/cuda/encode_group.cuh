@@ -5,8 +5,11 @@
 
 #include <cstdint>
 
+#include "kernels/base/fp8.h"
+#include "kernels/cuda/affine.cuh"
 #include "kernels/cuda/coding_group.cuh"
 #include "kernels/cuda/encode_shared.cuh"
+#include "kernels/cuda/sfv.cuh"
 
 namespace kvern::cuda {
 
@@ -48,12 +51,11 @@ class GroupEncoder {
     } else {
       for (int32_t d = lane_; d < head_dim_; d += kLanes) y_[d] = x_[d];
     }
-    const CodeScale scale = block_.row.codec == CodecId::kI8t
-                                ? CodeI8(live ? codes : nullptr)
-                                : CodeLm4(squared_length, live ? codes : nullptr);
+    const GroupCode code = {{lane_, x_, y_},           head_dim_, codes,
+                            PlanesAt(params_, block_), token,     live};
+    Code(code, squared_length);
     const float error = GroupTreeSum(SquaredLane(y_));
     if (lane_ != 0 || !live) return;
-    StoreBytes(reinterpret_cast<std::byte*>(block_.scales + token), scale.stored.bits, 2);
     shared_.norms[token] = norm;
     shared_.errors[token] = error;
   }
@@ -83,21 +85,64 @@ class GroupEncoder {
     return GroupTreeSum(SquaredLane(x_));
   }
 
+  // y becomes what the codes leave over.
+  __device__ void Code(const GroupCode& code, float squared_length) {
+    std::byte* const codes = code.live ? code.codes : nullptr;
+    CodeScale scale;
+    switch (block_.row.codec) {
+      case CodecId::kSfv2:
+      case CodecId::kSfv3:
+        SfvEncoder(block_.row.codec, shared_.sfv, code).Encode(squared_length);
+        return;
+      case CodecId::kI4t:
+        CodeI4t(code);
+        return;
+      case CodecId::kKch4:
+        CodeKch4(code);
+        return;
+      case CodecId::kI8t:
+        scale = CodeI8(codes);
+        break;
+      case CodecId::kFp8t:
+        scale = CodeFp8(codes);
+        break;
+      default:
+        scale = CodeLm4(squared_length, codes);
+    }
+    if (code.row.lane == 0 && code.live) PutHalf(code.planes.scales, code.token, scale);
+  }
+
   __device__ float SquaredLane(const float* x) const {
     float sum = 0;
     for (int32_t d = lane_; d < head_dim_; d += kLanes) sum = fmaf(x[d], x[d], sum);
     return sum;
   }
 
-  // y becomes what the codes leave over. Null codes: nothing is stored.
-  __device__ CodeScale CodeI8(std::byte* codes) {
+  __device__ float LargestMagnitude() const {
     float largest = 0.0f;
     for (int32_t d = lane_; d < head_dim_; d += kLanes) largest = fmaxf(largest, fabsf(y_[d]));
     KVERN_UNROLL
     for (int apart = kLanes / 2; apart > 0; apart /= 2) {
       largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, apart));
     }
-    const CodeScale scale = I8Scale(largest);
+    return largest;
+  }
+
+  // Null codes: nothing is stored.
+  __device__ CodeScale CodeFp8(std::byte* codes) {
+    const CodeScale scale = Fp8Scale(LargestMagnitude());
+    const float inverse = InverseScale(scale.value);
+    for (int32_t d = lane_; d < head_dim_; d += kLanes) {
+      const uint8_t code = E4m3FromFloat(y_[d] * inverse);
+      if (codes != nullptr) codes[d] = static_cast<std::byte>(code);
+      y_[d] = fmaf(-scale.value, FloatFromE4m3(code), y_[d]);
+    }
+    return scale;
+  }
+
+  // As CodeFp8.
+  __device__ CodeScale CodeI8(std::byte* codes) {
+    const CodeScale scale = I8Scale(LargestMagnitude());
     const float inverse = InverseScale(scale.value);
     for (int32_t d = lane_; d < head_dim_; d += kLanes) {
       const I8Code code = I8CodeOf(y_[d] * inverse);

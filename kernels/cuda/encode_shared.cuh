@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/coding.cuh"
 #include "kernels/cuda/encode.h"
+#include "kernels/cuda/sfv.cuh"
 
 namespace kvern::cuda {
 
@@ -17,6 +18,7 @@ struct EncodeShared {
   float* norms;   // [kPackedBlockTokens] |x|^2
   float* errors;  // [kPackedBlockTokens] |x - decode(encode(x))|^2
   unsigned* nonfinite;
+  SfvShared sfv = {};  // of the path that takes any codec
 };
 #define KVERN_ENCODE_SHARED(name, mean)                                  \
   KVERN_SHARED(uint32_t, shared_cells, kLm4Cells);                       \
