@@ -14,12 +14,19 @@
 
 namespace kvern::pipeline {
 
+enum class CodecRoles : uint8_t { kBoth, kKeys, kValues };
+
 struct CodecEntry {
   StageInfo info;
   CodecId id;
-  int32_t code_bits;     // of one coordinate; below 8, K needs rm and sinks stay raw
+  int32_t code_bits;     // of one coordinate; below 8 sinks stay raw, and K needs rm if it takes it
   bool takes_hadamard;   // the flag H is a choice
   bool takes_rope_mean;  // the flag rm is a choice (keys only)
+  CodecRoles roles = CodecRoles::kBoth;
+
+  bool Takes(Role role) const {
+    return roles == CodecRoles::kBoth || (roles == CodecRoles::kKeys) == (role == Role::kKey);
+  }
 };
 
 std::span<const CodecEntry> Codecs();
@@ -31,7 +38,7 @@ struct CodecPair {
 };
 
 // Parses `lm4+rm`, `H+i8t+rm`. Errors: InvalidArgument for an unknown codec or flag (lists those
-// known), rm on values, a K code below 8 bits without rm (ruling 12).
+// known), rm on values, a K code below 8 bits without rm (ruling 12), a codec of the other role.
 absl::StatusOr<CodecSpec> ParseCodec(absl::string_view text, Role role);
 std::string ToText(CodecSpec codec);
 const CodecEntry& EntryOf(CodecId id);

@@ -24,6 +24,32 @@ constexpr CodecEntry kCodecs[] = {
      8,
      /*takes_hadamard=*/true,
      /*takes_rope_mean=*/true},
+    {{.name = "fp8t",
+      .help =
+          "e4m3 with one f16 scale per token and head, largest / 448; H rotates first, rm codes "
+          "keys minus their rotated mean and needs rope. On keys i8t loses far less.",
+      .params = {}},
+     CodecId::kFp8t,
+     8,
+     /*takes_hadamard=*/true,
+     /*takes_rope_mean=*/true},
+    {{.name = "kch4",
+      .help = "Affine int4 with a scale and a zero per channel and 64 tokens (KIVI, arXiv "
+              "2402.02750), for keys of models without rope; what fills no block stays raw.",
+      .params = {}},
+     CodecId::kKch4,
+     4,
+     /*takes_hadamard=*/false,
+     /*takes_rope_mean=*/false,
+     CodecRoles::kKeys},
+    {{.name = "i4t",
+      .help = "Affine int4 with a scale and a zero per token and 64 coordinates; H rotates first; "
+              "keys need rm, rm needs rope.",
+      .params = {}},
+     CodecId::kI4t,
+     4,
+     /*takes_hadamard=*/true,
+     /*takes_rope_mean=*/true},
     {{.name = "lm4",
       .help = "Hadamard rotation, 16 Lloyd-Max levels (TurboQuant, arXiv 2504.19874), "
               "norm-matching f16 scale; keys need rm, rm needs rope.",
@@ -32,6 +58,22 @@ constexpr CodecEntry kCodecs[] = {
      4,
      /*takes_hadamard=*/false,
      /*takes_rope_mean=*/true},
+    {{.name = "sfv3",
+      .help = "Hadamard rotation, 4 coordinates as their signs and one of 256 vectors, "
+              "norm-matching f16 scale: 3 bits; keys need rm, rm needs rope.",
+      .params = {}},
+     CodecId::kSfv3,
+     3,
+     /*takes_hadamard=*/false,
+     /*takes_rope_mean=*/true},
+    {{.name = "sfv2",
+      .help = "As sfv3 with 16 vectors and an unbiased f16 scale: 2 bits, for values only.",
+      .params = {}},
+     CodecId::kSfv2,
+     2,
+     /*takes_hadamard=*/false,
+     /*takes_rope_mean=*/false,
+     CodecRoles::kValues},
 };
 
 const CodecEntry* Find(absl::string_view name) {
@@ -58,22 +100,37 @@ absl::Status UnknownWord(absl::string_view text, absl::string_view word) {
                                                  " joined by + with flags of H, rm"));
 }
 
+// Why a flag that is a choice elsewhere is none here.
+absl::string_view WhyNotHadamard(const CodecEntry& entry) {
+  if (AlwaysRotates(entry.id)) return " always rotates)";
+  return entry.id == CodecId::kRaw16 ? " codes nothing)" : " has scales of channels)";
+}
+absl::string_view WhyNotRopeMean(const CodecEntry& entry) {
+  return entry.id == CodecId::kRaw16 ? " codes nothing)" : " has a zero per channel)";
+}
+
 absl::Status CheckFlags(const CodecEntry& entry, uint8_t flags, Role role) {
   const absl::string_view name = entry.info.name;
-  if ((flags & kFlagHadamard) != 0 && !entry.takes_hadamard) {
+  if (!entry.Takes(role)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("codec ", name, ": flag H got set, want it absent (",
-                     entry.id == CodecId::kLm4 ? "lm4 always rotates" : "nothing is coded", ")"));
+        role == Role::kKey
+            ? absl::StrCat("codec ", name, ": got keys, want values only (2 bits break keys)")
+            : absl::StrCat("codec ", name, ": got values, want keys only"));
+  }
+  if ((flags & kFlagHadamard) != 0 && !entry.takes_hadamard) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "codec ", name, ": flag H got set, want it absent (", name, WhyNotHadamard(entry)));
   }
   if ((flags & kFlagRopeMean) != 0 && role == Role::kValue) {
     return absl::InvalidArgumentError(
         absl::StrCat("codec ", name, ": flag rm got set for values, want it on keys only"));
   }
   if ((flags & kFlagRopeMean) != 0 && !entry.takes_rope_mean) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("codec ", name, ": flag rm got set, want it absent (nothing is coded)"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "codec ", name, ": flag rm got set, want it absent (", name, WhyNotRopeMean(entry)));
   }
-  if ((flags & kFlagRopeMean) == 0 && role == Role::kKey && entry.code_bits < 8) {
+  const bool needs_mean = entry.takes_rope_mean && entry.code_bits < 8;
+  if ((flags & kFlagRopeMean) == 0 && role == Role::kKey && needs_mean) {
     return absl::InvalidArgumentError(
         absl::StrCat("codec ", name, ": got keys below 8 bits without rm, want ", name, "+rm"));
   }
@@ -104,8 +161,8 @@ absl::StatusOr<CodecSpec> ParseCodec(absl::string_view text, Role role) {
         absl::StrCat("codec ", Quoted(text), ": got flags only, want a codec"));
   }
   KVERN_RETURN_IF_ERROR(CheckFlags(*entry, flags, role));
-  // lm4 is defined on rotated coordinates; its rows say so, like those of every rotated code.
-  if (entry->id == CodecId::kLm4) flags |= kFlagHadamard;
+  // The rows of a code that is defined on rotated coordinates say so, like all that are rotated.
+  if (AlwaysRotates(entry->id)) flags |= kFlagHadamard;
   return CodecSpec{entry->id, flags};
 }
 

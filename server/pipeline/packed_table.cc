@@ -34,7 +34,8 @@ RowRuns RunsOf(const ResolvedPolicy& policy, Role role, int64_t count) {
 }
 
 int64_t BlockSpan(CodecSpec codec, const KvRef& rows, int64_t tokens) {
-  return AlignUp(BlockBytes(codec.id, rows.dtype, tokens, rows.head_dim), kPackedBlockAlign);
+  const CodecId id = CodecOfBlock(codec, tokens).id;
+  return AlignUp(BlockBytes(id, rows.dtype, tokens, rows.head_dim), kPackedBlockAlign);
 }
 
 // Blocks and their table rows.
@@ -67,11 +68,12 @@ class TableWriter {
 
   void Append(const CodedRun& run, const KvRef& rows, std::vector<PackedRow>* table,
               int64_t* offset) {
-    row_.codec = static_cast<int64_t>(run.codec.id);
-    row_.flags = run.codec.flags;
     for (int64_t done = 0; done < run.tokens; done += kPackedBlockTokens) {
       row_.first_slot = run.first_slot + done;
       row_.tokens = std::min<int64_t>(kPackedBlockTokens, run.tokens - done);
+      const CodecSpec codec = CodecOfBlock(run.codec, row_.tokens);
+      row_.codec = static_cast<int64_t>(codec.id);
+      row_.flags = codec.flags;
       row_.byte_offset = *offset;
       table->push_back(row_);
       *offset += BlockSpan(run.codec, rows, row_.tokens);

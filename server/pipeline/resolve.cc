@@ -220,7 +220,7 @@ class Resolver {
       return WithField(MissingInputError(absl::StrCat("codec ", ToText(k)), kNeedsRope),
                        "policy.codecs.k");
     }
-    if (k.id != CodecId::kRaw16 && !removes_mean) {
+    if (EntryOf(k.id).takes_rope_mean && !removes_mean) {
       out_.warnings.push_back(absl::StrCat(
           "k codec ", ToText(k), " without rm: 12 to 33 times the error where keys have a large ",
           "bias; ", ToText(k), "+rm costs one mean key per layer and head"));

@@ -133,9 +133,14 @@ class TableWalk {
       return absl::InvalidArgumentError(absl::StrCat("packed_table row ", next_, " codec: got ",
                                                      row.codec, ", want one that is known"));
     }
-    // lm4 is defined on rotated coordinates.
-    const int64_t needs = entry->id == CodecId::kLm4 ? kFlagHadamard : 0;
-    const bool mean = entry->takes_rope_mean && row.role == static_cast<int64_t>(Role::kKey);
+    const Role role = static_cast<Role>(row.role);
+    if (!entry->Takes(role) || (NeedsFullBlock(entry->id) && row.tokens != kPackedBlockTokens)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("packed_table row ", next_, " codec: got ", entry->info.name, " for role ",
+                       row.role, " and ", row.tokens, " tokens, want another there"));
+    }
+    const int64_t needs = AlwaysRotates(entry->id) ? kFlagHadamard : 0;
+    const bool mean = entry->takes_rope_mean && role == Role::kKey;
     const int64_t takes =
         needs | (entry->takes_hadamard ? kFlagHadamard : 0) | (mean ? kFlagRopeMean : 0);
     if ((row.flags & ~takes) != 0 || (row.flags & needs) != needs) {

@@ -10,6 +10,7 @@ The first 4 tokens are sinks: raw under codecs below 8 bits and never part of th
 """
 import json
 import pathlib
+import re
 import struct
 
 import numpy as np
@@ -86,7 +87,66 @@ def code_lm4(x):
     return coded * half(norm / np.sqrt((coded * coded).sum(-1, keepdims=True)))
 
 
-def reconstruct(cache, role, codec):
+def tables():
+    """Sign-folded vectors by index, from the committed constants: the format is what they say."""
+    text = (DATA.parents[1] / "kernels/base/sfv_table.h").read_text()
+    found = {}
+    for name, body in re.findall(r"kSfv(\d)Words\[\d+\] = \{([^}]*)\}", text):
+        words = np.array([int(word, 16) for word in re.findall(r"0x[0-9A-F]{8}", body)])
+        found["sfv" + name] = np.stack([words >> 8 * j & 255 for j in range(4)], 1) / 64
+    return found
+
+
+def code_sfv(x, name):
+    table = tables()[name]
+    dims = x.shape[-1]
+    norm = np.sqrt((x * x).sum(-1, keepdims=True))
+    unit = np.divide(x * np.sqrt(dims), norm, out=np.zeros_like(x), where=norm > 0)
+    blocks = np.abs(unit).reshape(-1, 4)
+    nearest = np.argmin((table * table).sum(1) / 2 - blocks @ table.T, axis=1)
+    coded = np.copysign(table[nearest].reshape(x.shape), unit)
+    if name == "sfv2":  # unbiased
+        return coded * half(norm * np.sqrt(dims) / (coded * unit).sum(-1, keepdims=True))
+    return coded * half(norm / np.sqrt((coded * coded).sum(-1, keepdims=True)))
+
+
+def code_affine(x, axis):
+    low, high = x.min(axis, keepdims=True), x.max(axis, keepdims=True)
+    zero, scale = half(low), half((high - low) / 15)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.clip(np.rint((x - zero) * inverse), 0, 15) * scale + zero
+
+
+def code_i4(x):
+    size = 64 if x.shape[-1] % 64 == 0 else x.shape[-1]
+    return code_affine(x.reshape(*x.shape[:-1], -1, size), -1).reshape(x.shape)
+
+
+def code_channels(x):
+    """Blocks of 64 tokens; what fills none stays as it is."""
+    tokens, dims = x.shape[-2:]
+    whole = tokens // 64 * 64
+    blocks = x[..., :whole, :].reshape(*x.shape[:-2], -1, 64, dims)
+    coded = code_affine(blocks, -2).reshape(*x.shape[:-2], whole, dims)
+    return np.concatenate([coded, x[..., whole:, :]], axis=-2)
+
+
+def code_fp8(x):
+    scale = half(np.abs(x).max(-1, keepdims=True) / 448)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    value = np.clip(x * inverse, -448, 448)
+    exponent = np.maximum(np.floor(np.log2(np.maximum(np.abs(value), 2.0**-20))), -6)
+    step = 2.0 ** (exponent - 3)
+    return np.rint(value / step) * step * scale
+
+
+CODES = {"i8t": code_i8, "lm4": code_lm4, "i4t": code_i4, "kch4": code_channels, "fp8t": code_fp8,
+         "sfv3": lambda x: code_sfv(x, "sfv3"), "sfv2": lambda x: code_sfv(x, "sfv2")}
+ROTATED = {"H", "lm4", "sfv3", "sfv2"}
+RAW_SINKS = {"lm4", "i4t", "kch4", "sfv3", "sfv2"}  # below 8 bits
+
+
+def reconstruct(cache, role, codec, first):
     x = cache[role].astype(np.float64)
     flags = codec.split("+")
     offset = 0.0
@@ -95,15 +155,17 @@ def reconstruct(cache, role, codec):
         mean = half(plain[..., SINKS:, :].mean(-2, keepdims=True))
         offset = rotate(np.broadcast_to(mean, x.shape), cache["positions"], cache["inv_freq"], 1)
     residual = x - offset
-    matrix = hadamard(x.shape[-1]) if "H" in flags or "lm4" in flags else np.eye(x.shape[-1])
-    coded = (code_lm4 if "lm4" in flags else code_i8)(residual @ matrix.T) @ matrix
+    matrix = hadamard(x.shape[-1]) if ROTATED & set(flags) else np.eye(x.shape[-1])
+    code = next(CODES[flag] for flag in flags if flag in CODES)
+    coded = np.copy(residual)
+    coded[..., first:, :] = code(residual[..., first:, :] @ matrix.T) @ matrix
     return to_bf16(coded + offset).astype(np.float64)
 
 
 def figures(cache, role, codec):
-    first = SINKS if "lm4" in codec else 0
+    first = SINKS if RAW_SINKS & set(codec.split("+")) else 0
     x = cache[role].astype(np.float64)
-    error = (reconstruct(cache, role, codec) - x)[..., first:, :]
+    error = (reconstruct(cache, role, codec, first) - x)[..., first:, :]
     found = {"nmse": float((error ** 2).sum() / (x[..., first:, :] ** 2).sum())}
     if role == "k":
         queries = cache["q_window"].astype(np.float64)
@@ -116,8 +178,9 @@ def figures(cache, role, codec):
 
 
 def main():
-    codecs = {"k": ["i8t", "i8t+rm", "H+i8t", "H+i8t+rm", "lm4", "lm4+rm"],
-              "v": ["i8t", "H+i8t", "lm4"]}
+    codecs = {"k": ["i8t", "i8t+rm", "H+i8t", "H+i8t+rm", "lm4", "lm4+rm",
+                    "fp8t", "fp8t+rm", "kch4", "i4t+rm", "H+i4t+rm", "sfv3", "sfv3+rm"],
+              "v": ["i8t", "H+i8t", "lm4", "fp8t", "i4t", "H+i4t", "sfv3", "sfv2"]}
     out = {}
     for name in ("pride-1024", "qwen-512"):
         cache = load(DATA / f"{name}.safetensors")

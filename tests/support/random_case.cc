@@ -205,10 +205,12 @@ class CaseMaker {
 
   void DrawCodecs() {
     if (!out_.policy.preset.empty() || rng_.Chance(50)) return;
-    out_.policy.k_codec =
-        KnowsRope() ? rng_.Pick({"raw16", "i8t", "H+i8t", "i8t+rm", "H+i8t+rm", "lm4+rm", "lm4+rm"})
-                    : rng_.Pick({"raw16", "i8t", "H+i8t"});
-    out_.policy.v_codec = rng_.Pick({"raw16", "i8t", "H+i8t", "lm4"});
+    out_.policy.k_codec = KnowsRope()
+                              ? rng_.Pick({"raw16", "i8t", "H+i8t", "i8t+rm", "H+i8t+rm", "lm4+rm",
+                                           "lm4+rm", "sfv3+rm", "i4t+rm", "H+fp8t+rm", "kch4"})
+                              : rng_.Pick({"raw16", "i8t", "H+i8t", "fp8t", "kch4"});
+    out_.policy.v_codec =
+        rng_.Pick({"raw16", "i8t", "H+i8t", "lm4", "sfv3", "sfv2", "i4t", "fp8t"});
   }
 
   void DrawPositions() {

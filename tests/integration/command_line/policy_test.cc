@@ -73,7 +73,8 @@ TEST_F(CommandLinePolicy, RoundsAKeepRatioDownButNotForTheFloatingPoint) {
 }
 
 TEST_F(CommandLinePolicy, SpendsAByteBudgetWithoutExceedingIt) {
-  for (const char* codec : {"raw16", "i8t+rm", "k=i8t+rm,v=i8t", "k=lm4+rm,v=lm4"}) {
+  for (const char* codec : {"raw16", "i8t+rm", "k=i8t+rm,v=i8t", "k=lm4+rm,v=lm4",
+                            "k=sfv3+rm,v=sfv2", "k=i4t+rm,v=fp8t"}) {
     const Result result =
         Local(kPride, "out",
               {"--budget-bytes", "512KiB", "--codec", codec, "--scorer", "keydiff:unrotate"});

@@ -1,6 +1,7 @@
 // The result file, tensor by tensor (architecture.md 3, ruling 13), and the way back.
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "client/cpp/client.h"
 #include "tests/integration/command_line/command_line.h"
 #include "tests/unit/client/small_cache.h"
@@ -182,6 +183,38 @@ TEST_F(CommandLineResultFile, ReportsTheErrorThatUnpackingShows) {
   EXPECT_GT(v_error, 0.008);
   EXPECT_LT(v_error, 0.011);
   EXPECT_NEAR(result.said["quality"]["v_error"].get<double>(), v_error, 0.1 * v_error);
+}
+
+// quantization.md 5.2 for the values; keys are larger than what is coded of them.
+TEST_F(CommandLineResultFile, GivesEveryCodecBackFromAServerWithinItsError) {
+  const struct {
+    const char* k;
+    const char* v;
+    double k_most;
+    double v_least;
+    double v_most;
+  } kCases[] = {{"sfv3+rm", "sfv3", .01, .023, .028},
+                {"sfv3+rm", "sfv2", .01, .09, .125},
+                {"i4t+rm", "i4t", .005, .007, .011},
+                {"kch4", "H+i4t", .005, .007, .009},
+                {"H+fp8t+rm", "fp8t", 3e-4, 5e-4, 8e-4}};
+  for (const auto& codec : kCases) {
+    SCOPED_TRACE(absl::StrCat(codec.k, " ", codec.v));
+    const Result result =
+        Compress(kPride, "packed",
+                 Words{"--codec", absl::StrCat("k=", codec.k, ",v=", codec.v)} + AtServer());
+    Kvern({"unpack", PathOf("packed"), "-o", PathOf("dense")});
+    const TensorFile source(kPride), dense(PathOf("dense"));
+    const double k_error = NormalizedError(source.Floats("k"), dense.Floats("k"));
+    const double v_error = NormalizedError(source.Floats("v"), dense.Floats("v"));
+    EXPECT_GT(k_error, 0);
+    EXPECT_LT(k_error, codec.k_most);
+    EXPECT_GT(v_error, codec.v_least);
+    EXPECT_LT(v_error, codec.v_most);
+    EXPECT_NEAR(result.said["quality"]["v_error"].get<double>(), v_error, 0.1 * v_error);
+    EXPECT_EQ(result.said["resolved"]["k_codec"], codec.k);
+    EXPECT_EQ(result.said["resolved"]["v_codec"], codec.v);
+  }
 }
 
 TEST_F(CommandLineResultFile, KeepsRawRolesAndRawSinksBitForBit) {

@@ -161,10 +161,14 @@ TEST_F(CommandLineVerbs, StagesPrintsEveryRegisteredName) {
   for (const auto& preset : all["presets"]) {
     EXPECT_THAT(text, HasSubstr("\n" + preset["name"].get<std::string>() + "\n"));
   }
-  for (const char* known :
-       {"uniform", "sensitivity", "pyramid", "triattention", "snapkv", "expected_attention",
-        "keydiff", "key_norm", "attention_mass", "value_norm", "external", "random", "topk",
-        "diverse", "sink_recent", "raw16", "i8t", "lm4"}) {
+  for (const char* known : {"uniform",      "sensitivity", "pyramid",
+                            "triattention", "snapkv",      "expected_attention",
+                            "keydiff",      "key_norm",    "attention_mass",
+                            "value_norm",   "external",    "random",
+                            "topk",         "diverse",     "sink_recent",
+                            "raw16",        "i8t",         "fp8t",
+                            "kch4",         "i4t",         "lm4",
+                            "sfv3",         "sfv2"}) {
     EXPECT_THAT(text, HasSubstr(std::string("\n") + known + "\n"));
   }
   // Every Markdown row of a table has the cells of its heading.

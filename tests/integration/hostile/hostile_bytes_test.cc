@@ -138,7 +138,7 @@ TEST_F(HostileBytes, ValuesThatAreNanOrInfiniteHaveADefinedAnswer) {
 }
 
 TEST_F(HostileBytes, CodecsCountWhatIsNoNumber) {
-  for (const char* codec : {"i8t", "H+i8t", "lm4"}) {
+  for (const char* codec : {"i8t", "H+i8t", "lm4", "fp8t", "i4t", "sfv3"}) {
     SCOPED_TRACE(codec);
     Request request = InlineRequest(kTokens);
     request.mutable_policy()->mutable_budget()->set_tokens(kTokens);  // every token is coded

@@ -201,15 +201,16 @@ TEST(PackedBytes, CountsBlocksRowsAndTheMeanKey) {
 
 TEST(PlanPackedTable, AgreesWithPackedBytesAndCoversEverySlotOnce) {
   std::mt19937 random(5);
-  const char* codecs[][2] = {
-      {"lm4+rm", "lm4"}, {"i8t+rm", "lm4"}, {"i8t", "i8t"}, {"raw16", "lm4"}, {"lm4+rm", "raw16"}};
+  const char* codecs[][2] = {{"lm4+rm", "lm4"},   {"i8t+rm", "lm4"},   {"i8t", "i8t"},
+                             {"raw16", "lm4"},    {"lm4+rm", "raw16"}, {"kch4", "sfv2"},
+                             {"sfv3+rm", "sfv3"}, {"i4t+rm", "i4t"},   {"fp8t", "fp8t"}};
   for (int round = 0; round < 200; ++round) {
     ToySequence sequence({.layers = 3,
                           .kv_heads = 2,
                           .tokens = 400,
                           .dtype = round % 2 == 0 ? DType::kBF16 : DType::kF32});
     ResolvedPolicy policy = MakePolicy(std::nullopt);
-    SetCodecs(codecs[round % 5][0], codecs[round % 5][1], &policy);
+    SetCodecs(codecs[round % 9][0], codecs[round % 9][1], &policy);
     policy.sink_tokens = random() % 80;
     std::vector<int32_t> counts(6);
     for (int32_t& count : counts) count = static_cast<int32_t>(random() % 401);

@@ -38,7 +38,10 @@ TEST(Pack, GivesCodedTokensBackWithinTheirCodecsError) {
     const char* k;
     const char* v;
     double most;
-  } kCases[] = {{"i8t+rm", "i8t", 0.015}, {"H+i8t+rm", "H+i8t", 0.015}, {"lm4+rm", "lm4", 0.12}};
+  } kCases[] = {
+      {"i8t+rm", "i8t", 0.015},    {"H+i8t+rm", "H+i8t", 0.015}, {"lm4+rm", "lm4", 0.12},
+      {"fp8t+rm", "H+fp8t", 0.03}, {"i4t+rm", "i4t", 0.12},      {"H+i4t+rm", "H+i4t", 0.12},
+      {"kch4", "i8t", 0.12},       {"sfv3+rm", "sfv3", 0.2},     {"sfv3+rm", "sfv2", 0.4}};
   for (const auto& codec : kCases) {
     SCOPED_TRACE(codec.k);
     PackedSequence coded(Spec(), Coded(codec.k, codec.v));
@@ -71,12 +74,24 @@ TEST(Pack, KeepsTheSinksRawUnderAFourBitCode) {
   }
 }
 
+TEST(Pack, LeavesKeysRawThatFillNoBlockOfChannels) {
+  PackedSequence coded(Spec(), Coded("kch4", "lm4"));
+  for (const PackedRow& row : coded.packed.table) {
+    if (row.role != 0 || row.first_slot < 4) continue;
+    const CodecId want = row.tokens == 64 ? CodecId::kKch4 : CodecId::kRaw16;
+    EXPECT_EQ(row.codec, static_cast<int64_t>(want)) << row.first_slot;
+    EXPECT_EQ(row.flags, 0);
+  }
+}
+
 TEST(Pack, WeighsWhatTheByteAccountSays) {
-  for (const char* k : {"i8t", "i8t+rm", "lm4+rm", "raw16"}) {
-    PackedSequence coded(Spec(), Coded(k, "lm4"));
-    EXPECT_EQ(coded.packed.Bytes(),
-              PackedBytes(coded.sequence.input(), coded.policy, coded.plan.counts.counts))
-        << k;
+  for (const char* k : {"i8t", "i8t+rm", "lm4+rm", "raw16", "fp8t", "kch4", "i4t+rm", "sfv3+rm"}) {
+    for (const char* v : {"lm4", "fp8t", "i4t", "sfv3", "sfv2"}) {
+      PackedSequence coded(Spec(), Coded(k, v));
+      EXPECT_EQ(coded.packed.Bytes(),
+                PackedBytes(coded.sequence.input(), coded.policy, coded.plan.counts.counts))
+          << k << " " << v;
+    }
   }
 }
 

@@ -267,6 +267,10 @@ TEST(Resolve, WarnsOfEightBitKeysWithoutRm) {
   Policy asked;
   asked.k_codec = "H+i8t";
   EXPECT_THAT(Resolved(asked, Inline(0)).warnings, ElementsAre(HasSubstr("without rm")));
+  asked.k_codec = "fp8t";
+  EXPECT_THAT(Resolved(asked, Inline(0)).warnings, ElementsAre(HasSubstr("fp8t+rm")));
+  asked.k_codec = "kch4";  // has a zero per channel
+  EXPECT_THAT(Resolved(asked, Inline(0)).warnings, IsEmpty());
   asked.k_codec = "lm4";
   EXPECT_THAT(Refusal(asked, Inline(kRope)), HasSubstr("INVALID_ARGUMENT/ policy.codecs.k"));
 }

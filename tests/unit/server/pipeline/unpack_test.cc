@@ -53,7 +53,7 @@ TEST_F(UnpackTest, RefusesEveryWrongColumn) {
       {"layer", [](PackedRow& row) { row.layer = -1; }},
       {"kv_head", [](PackedRow& row) { row.kv_head = int64_t{1} << 40; }},
       {"role", [](PackedRow& row) { row.role = 2; }},
-      {"codec", [](PackedRow& row) { row.codec = 2; }},
+      {"codec", [](PackedRow& row) { row.codec = 8; }},
       {"codec", [](PackedRow& row) { row.codec = 257; }},
       {"codec", [](PackedRow& row) { row.codec = -1; }},
       {"flags", [](PackedRow& row) { row.flags = 4; }},
@@ -92,6 +92,22 @@ TEST_F(UnpackTest, RefusesFlagsThatTheCodecOrRoleDoesNotTake) {
     if (static_cast<CodecId>(row.codec) == CodecId::kRaw16 || !is_key) {
       row.flags = before.flags | kFlagRopeMean;
       ExpectRefused("flags");
+    }
+    row = before;
+  }
+}
+
+TEST_F(UnpackTest, RefusesCodecsThatTheRoleOrTheNumberOfTokensDoesNotTake) {
+  for (PackedRow& row : packed_.packed.table) {
+    const PackedRow before = row;
+    const bool is_key = row.role == 0;
+    row.codec = static_cast<int64_t>(is_key ? CodecId::kSfv2 : CodecId::kKch4);
+    row.flags = is_key ? kFlagHadamard : 0;
+    ExpectRefused("for role");
+    if (is_key && row.tokens < 64) {
+      row.codec = static_cast<int64_t>(CodecId::kKch4);
+      row.flags = 0;
+      ExpectRefused("tokens");
     }
     row = before;
   }
