@@ -11,12 +11,22 @@ namespace {
 constexpr PresetParts kBalancedCalibrated = {
     .byte_share = 0.25, .budgeter = "sensitivity", .k_codec = "i8t+rm", .v_codec = "lm4"};
 constexpr PresetParts kBalanced = {.byte_share = 0.25, .k_codec = "lm4+rm", .v_codec = "lm4"};
+constexpr PresetParts kSmallCalibrated = {
+    .byte_share = 0.125, .budgeter = "sensitivity", .k_codec = "lm4+rm", .v_codec = "sfv3"};
+constexpr PresetParts kSmall = {.byte_share = 0.125, .k_codec = "sfv3+rm", .v_codec = "sfv3"};
+constexpr PresetParts kTinyCalibrated = {
+    .byte_share = 0.0625, .budgeter = "sensitivity", .k_codec = "sfv3+rm", .v_codec = "sfv3"};
+constexpr PresetParts kTiny = {.byte_share = 0.0625, .k_codec = "sfv3+rm", .v_codec = "sfv2"};
 constexpr PresetParts kSafe = {.k_codec = "i8t+rm", .v_codec = "i8t"};
 constexpr PresetParts kEvict50 = {.keep_ratio = 0.5};
 
 constexpr Preset kPresets[] = {
     {"balanced", "A quarter of the bytes: quantized first, then evicted. The default.",
      kBalancedCalibrated, kBalanced, /*prefers_calibration=*/true},
+    {"small", "An eighth of the bytes: 3 to 4 bits, then evicted.", kSmallCalibrated, kSmall,
+     /*prefers_calibration=*/true},
+    {"tiny", "A sixteenth of the bytes: 2 to 3 bits, then evicted; the loss shows.",
+     kTinyCalibrated, kTiny, /*prefers_calibration=*/true},
     {"safe", "About half of the bytes: 8-bit codes, no token goes.", kSafe, kSafe,
      /*prefers_calibration=*/false},
     {"evict50", "Half of the tokens as they are, in every layer and head: for stock engines.",

@@ -29,7 +29,7 @@ struct Preset {
 std::span<const Preset> PresetTable();
 // Null for a name that is none.
 const Preset* FindPreset(absl::string_view name);
-std::string PresetNames();  // "balanced, safe, evict50"
+std::string PresetNames();  // "balanced, small, tiny, safe, evict50"
 
 }  // namespace kvern::pipeline
 

@@ -58,7 +58,8 @@ class CaseMaker {
     out_.uses_centres = rng_.Chance(50);
     out_.uses_moments = out_.geometry.has_moments && rng_.Chance(50);
     // The others remove the mean key before RoPE.
-    out_.policy.preset = KnowsRope() ? rng_.Pick({"balanced", "safe", "evict50"}) : "evict50";
+    out_.policy.preset =
+        KnowsRope() ? rng_.Pick({"balanced", "small", "safe", "evict50"}) : "evict50";
     // What a profile scores by has to be there.
     const bool calibrated = out_.uses_centres && out_.uses_moments && KnowsRope();
     if (calibrated && rng_.Chance(50)) out_.policy.profile = rng_.Pick({"retrieval", "text"});
@@ -214,7 +215,8 @@ class CaseMaker {
   }
 
   void DrawPositions() {
-    const bool by_sensitivity = out_.policy.preset == "balanced" && out_.uses_centres;
+    const bool shares = out_.policy.preset == "balanced" || out_.policy.preset == "small";
+    const bool by_sensitivity = shares && out_.uses_centres;
     const bool equal_layers =
         out_.policy.budgeter ? out_.policy.budgeter->name == "uniform" : !by_sensitivity;
     if (KnowsRope() && equal_layers && out_.lengths.empty() && rng_.Chance(20)) {
@@ -318,7 +320,7 @@ bool RandomCase::Packs() const {
     return codec && *codec != "raw16";
   };
   return codes(policy.k_codec) || codes(policy.v_codec) || policy.preset == "balanced" ||
-         policy.preset == "safe";
+         policy.preset == "small" || policy.preset == "safe";
 }
 
 RandomCase MakeRandomCase(int64_t geometry, uint64_t seed) {

@@ -69,14 +69,14 @@ std::vector<std::string> RefusedCalls(const std::string& page) {
 TEST_F(CommandLineCompress, AsksOnceAndLeavesNothingAtTheServer) {
   const auto server = support::ServerProcess::Start();
   ASSERT_NE(server, nullptr);
-  for (const char* policy : {"balanced", "safe", "evict50"}) {
+  for (const char* policy : {"balanced", "small", "tiny", "safe", "evict50"}) {
     Kvern({"compress", kQwen, "-o", PathOf("out"), "--server", server->Address(), "--policy",
            policy});
   }
   Kvern({"compress", kQwen, "-o", PathOf("out"), "--server", server->Address()});
   Kvern({"compress", kQwen, "-o", PathOf("out"), "--server", server->Address(), "--via", "store"});
   const std::string page = server->Scrape();
-  EXPECT_THAT(page, HasSubstr("kvern_rpc_requests_total{code=\"ok\",rpc=\"CompressCache\"} 5"));
+  EXPECT_THAT(page, HasSubstr("kvern_rpc_requests_total{code=\"ok\",rpc=\"CompressCache\"} 7"));
   EXPECT_THAT(RefusedCalls(page), IsEmpty());
   EXPECT_THAT(page, HasSubstr("kvern_store_sequences 0\n"));
   EXPECT_EQ(KvernJson({"store", "--server", server->Address()})["used_bytes"], 0);
@@ -100,6 +100,12 @@ TEST_F(CommandLineCompress, NeverExceedsAPresetsShareOfTheBytes) {
     EXPECT_EQ(balanced.said["bytes_before"], whole);
     EXPECT_LE(balanced.said["bytes_after"].get<int64_t>() * 4, whole);
     EXPECT_GE(balanced.said["bytes_after"].get<int64_t>(), PackedBytes(*balanced.file));
+    for (const auto& [preset, parts] : {std::pair{"small", 8}, {"tiny", 16}}) {
+      const Result result =
+          Compress(input, preset, calibrations + Words{"--policy", preset, "--local"});
+      EXPECT_LE(result.said["bytes_after"].get<int64_t>() * parts, whole) << preset;
+      EXPECT_GT(PackedBytes(*result.file) * parts, whole * 90 / 100) << preset;
+    }
     const char* budgeter = calibrations.empty() ? "uniform" : "sensitivity";
     EXPECT_THAT(balanced.said["resolved"]["budgeter"].get<std::string>(), HasSubstr(budgeter));
 

@@ -81,7 +81,8 @@ TEST_F(CommandLineRefusal, RefusesWhatThePolicyOrTheServerDoesNotHave) {
   const auto refused = [this](const Words& how) {
     return Refused(Words{"compress", kQwen, "-o", PathOf("out"), "--local"} + how, 1);
   };
-  EXPECT_THAT(refused({"--policy", "gigantic"}), HasSubstr("want one of balanced, safe, evict50"));
+  EXPECT_THAT(refused({"--policy", "gigantic"}),
+              HasSubstr("want one of balanced, small, tiny, safe, evict50"));
   EXPECT_THAT(refused({"--keep-ratio", "0.5", "--scorer", "psychic"}), HasSubstr("key_norm"));
   EXPECT_THAT(refused({"--keep-ratio", "0.5", "--scorer", "key_norm:loud=yes"}), HasSubstr("loud"));
   EXPECT_THAT(refused({"--keep-ratio", "7", "--scorer", "key_norm"}), HasSubstr("(0, 1]"));
