@@ -231,8 +231,14 @@ void Problem::AddPick(int64_t place) {
 HWY_INLINE void Problem::RowCosines(int64_t pick, int64_t i, float* HWY_RESTRICT cosines) const {
   const LaneTag<float> d;
   HWY_ALIGN float dots[kTogether];
-  StoreDots16(chosen_ + (pick * group_ + i) * padded_, group_ * padded_, candidate_ + i * padded_,
-              padded_, dots);
+  StoreDots16({.rows = chosen_ + (pick * group_ + i) * padded_,
+               .row_stride = group_ * padded_,
+               .row_count = kTogether,
+               .vectors = candidate_ + i * padded_,
+               .vector_stride = padded_,
+               .vector_count = 1,
+               .n = padded_},
+              dots);
   const float* inverse = chosen_inverse_ + i * chosen_room_ + pick;
   const auto one = hn::Set(d, 1.0f);
   for (int64_t k = 0; k < kTogether; k += static_cast<int64_t>(hn::MaxLanes(d))) {

@@ -30,27 +30,35 @@ namespace hn = hwy::HWY_NAMESPACE;
 constexpr double kSmallestNorm = 1e-12;    // of a key, before it is divided
 constexpr double kSmallestProduct = 1e-8;  // of the two norms under the cosine
 
-// Working memory of one chunk.
-struct Chunk {
+// What every chunk of a run needs: the op, how keys are turned, and working memory.
+struct RunKeys {
+  const KeyDiffArgs& args;
+  KeyRotation rotation;
   TensorView<float, 2> keys;  // [16, padded head_dim], un-rotated if asked
   double* lanes;              // [16, 16] of sums
 };
 
 // Sums of the heads of one run.
 struct RunSums {
+  int64_t first_head;
   DimSums tile;
   TensorView<double, 2> anchor;  // [heads, padded head_dim] mean unit key of the finite keys alive
   int64_t* added;                // [heads]
   TensorView<double, 2> row;     // [heads, padded tokens] norms, then scores
 };
 
+void Clear(int64_t heads, RunSums& sums) {
+  sums.tile.Clear();
+  std::fill(sums.anchor.data, sums.anchor.data + sums.anchor.Size(), 0.0);
+  std::fill(sums.added, sums.added + heads, 0);
+}
+
 template <class T>
-HWY_INLINE void LoadKeys(const KeyDiffArgs& args, const RowChunk<T>& chunk, KeyShape shape,
-                         const Chunk& memory) {
+HWY_INLINE void LoadKeys(const RowChunk<T>& chunk, const RunKeys& run) {
   for (int64_t r = 0; r < kChunkTokens; ++r) {
     chunk.Prefetch(r);
     // Rows past the last one repeat it, but have no angles of their own.
-    if (r < chunk.count()) UnrotateKey(chunk, r, args.unrotate, shape, memory.keys.At(r));
+    if (r < chunk.count()) UnrotateKey(chunk, r, run.rotation, run.keys.At(r));
   }
 }
 
@@ -86,26 +94,25 @@ HWY_INLINE void WideLanes(TensorView<const float, 2> x, int64_t n, const By& by,
 
 // out [16] = LaneDot(key, by) in f64 of the chunk's keys.
 template <class By>
-HWY_INLINE void WideDots(const Chunk& memory, int64_t n, const By& by, double* HWY_RESTRICT out) {
+HWY_INLINE void WideDots(const RunKeys& run, const By& by, double* HWY_RESTRICT out) {
   for (int64_t r = 0; r < kChunkTokens; r += 4) {
     const TensorView<const float, 2> rows = {
-        memory.keys.At(r), {4, memory.keys.shape[1]}, {memory.keys.stride[0], 1}};
-    WideLanes(rows, n, by, memory.lanes + r * kLanes);
+        run.keys.At(r), {4, run.keys.shape[1]}, {run.keys.stride[0], 1}};
+    WideLanes(rows, run.rotation.head_dim, by, run.lanes + r * kLanes);
   }
-  StoreTreeSums16(memory.lanes, out);
+  StoreTreeSums16(run.lanes, out);
 }
 
 // Norms of one chunk, NaN for keys that are not finite; unit keys of those alive join the anchor.
 template <class T>
-HWY_INLINE void AddChunk(const KeyDiffArgs& args, const RowChunk<T>& chunk, KeyShape shape,
-                         const Chunk& memory, RunSums& sums, int64_t i) {
+HWY_INLINE void AddChunk(const RowChunk<T>& chunk, const RunKeys& run, RunSums& sums) {
+  const int64_t i = chunk.head() - sums.first_head;
   const TokenTag d;
-  LoadKeys(args, chunk, shape, memory);
+  LoadKeys(chunk, run);
   HWY_ALIGN double squares[kChunkTokens];
   HWY_ALIGN double inverse[kChunkTokens];
   WideDots(
-      memory, shape.head_dim, [](auto, auto key, int64_t) KVERN_INLINE_STEP { return key; },
-      squares);
+      run, [](auto, auto key, int64_t) KVERN_INLINE_STEP { return key; }, squares);
   double* norms = sums.row.At(i, chunk.first());
   for (int64_t r = 0; r < kChunkTokens; r += TokenStep()) {
     const TokenVec norm = hn::Sqrt(hn::Load(d, squares + r));
@@ -115,9 +122,9 @@ HWY_INLINE void AddChunk(const KeyDiffArgs& args, const RowChunk<T>& chunk, KeyS
     hn::Store(hn::IfThenElse(hn::IsFinite(norm), norm, hn::Set(d, kRowNaN)), d, norms + r);
   }
   for (int64_t r = 0; r < chunk.count(); ++r) {
-    if (args.alive(shape.layer, chunk.head(), chunk.first() + r) == 0) continue;
+    if (run.args.alive(run.rotation.layer, chunk.head(), chunk.first() + r) == 0) continue;
     if (!std::isfinite(norms[r])) continue;
-    sums.tile.Add(r, memory.keys.At(r), inverse[r]);
+    sums.tile.Add(r, run.keys.At(r), inverse[r]);
     ++sums.added[i];
   }
   if (chunk.EndsTurn()) sums.tile.CloseTile(sums.anchor.At(i));
@@ -130,13 +137,13 @@ struct Anchor {
 
 // Replaces the norms of one chunk by scores: minus the cosine to the anchor.
 template <class T>
-HWY_INLINE void ScoreChunk(const KeyDiffArgs& args, const RowChunk<T>& chunk, KeyShape shape,
-                           const Chunk& memory, Anchor anchor, double* row) {
+HWY_INLINE void ScoreChunk(const RowChunk<T>& chunk, const RunKeys& run, Anchor anchor,
+                           double* row) {
   const TokenTag d;
-  LoadKeys(args, chunk, shape, memory);
+  LoadKeys(chunk, run);
   HWY_ALIGN double dots[kChunkTokens];
   WideDots(
-      memory, shape.head_dim,
+      run,
       [&](auto lanes, auto, int64_t at)
           KVERN_INLINE_STEP { return hn::Load(lanes, anchor.direction + at); },
       dots);
@@ -152,22 +159,19 @@ absl::Status KeyDiffOfRun(const HeadRun& run, const KeyDiffArgs& args) {
   Scratch& scratch = run.scratch;
   const KvRef& keys = args.keys[run.layer];
   const int64_t tokens = args.scores.shape[2];
-  RowChunks chunks(run, keys, ReadToUnrotate(args.unrotate, keys.head_dim));
-  const Chunk memory = {TakeTile<float>(scratch, kChunkTokens, keys.head_dim),
-                        scratch.Take<double>(kChunkTokens * kLanes)};
-  RunSums sums = {DimSums(scratch, keys.head_dim),
+  const KeyRotation rotation = {args.unrotate, run.layer, keys.head_dim};
+  RowChunks chunks(run, keys, rotation.Read());
+  const RunKeys run_keys = {args, rotation, TakeTile<float>(scratch, kChunkTokens, keys.head_dim),
+                            scratch.Take<double>(kChunkTokens * kLanes)};
+  RunSums sums = {run.first, DimSums(scratch, keys.head_dim),
                   TakeTile<double>(scratch, run.count, keys.head_dim),
                   scratch.Take<int64_t>(run.count), TakeTile<double>(scratch, run.count, tokens)};
   double* anchor_norms = scratch.Take<double>(run.count);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
-  std::fill(memory.keys.data, memory.keys.data + memory.keys.Size(), 0.0f);
-  sums.tile.Clear();
-  std::fill(sums.anchor.data, sums.anchor.data + sums.anchor.Size(), 0.0);
-  std::fill(sums.added, sums.added + run.count, 0);
-  const KeyShape shape = {run.layer, keys.head_dim};
-  KVERN_RETURN_IF_ERROR(chunks.ForEach(tokens, kTileTokens, [&](const auto& chunk) HWY_ATTR {
-    AddChunk(args, chunk, shape, memory, sums, chunk.head() - run.first);
-  }));
+  std::fill(run_keys.keys.data, run_keys.keys.data + run_keys.keys.Size(), 0.0f);
+  Clear(run.count, sums);
+  KVERN_RETURN_IF_ERROR(chunks.ForEach(
+      tokens, kTileTokens, [&](const auto& chunk) HWY_ATTR { AddChunk(chunk, run_keys, sums); }));
   for (int64_t i = 0; i < run.count; ++i) {
     double* anchor = sums.anchor.At(i);
     const double count = static_cast<double>(std::max<int64_t>(sums.added[i], 1));
@@ -176,7 +180,7 @@ absl::Status KeyDiffOfRun(const HeadRun& run, const KeyDiffArgs& args) {
   }
   KVERN_RETURN_IF_ERROR(chunks.ForEach(tokens, kChunkTokens, [&](const auto& chunk) HWY_ATTR {
     const int64_t i = chunk.head() - run.first;
-    ScoreChunk(args, chunk, shape, memory, {sums.anchor.At(i), anchor_norms[i]},
+    ScoreChunk(chunk, run_keys, {sums.anchor.At(i), anchor_norms[i]},
                sums.row.At(i, chunk.first()));
   }));
   for (int64_t i = 0; i < run.count; ++i) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "kernels/cpu/targets.h"
 #undef HWY_TARGET_INCLUDE
@@ -40,6 +41,7 @@ HWY_INLINE bool IsFiniteRow(const T* row, int64_t n) {
 
 // Sums of the heads of one run.
 struct RunSums {
+  int64_t first_head;
   DimSums tile;
   float* key;                   // [padded head_dim]
   TensorView<double, 2> total;  // [heads, padded head_dim]
@@ -47,16 +49,16 @@ struct RunSums {
 };
 
 template <class T>
-HWY_INLINE void AddChunk(const MeanKeyArgs& args, const RowChunk<T>& chunk, KeyShape shape,
-                         const HeadRun& run, RunSums& sums) {
-  const int64_t i = chunk.head() - run.first;
+HWY_INLINE void AddChunk(const MeanKeyArgs& args, const RowChunk<T>& chunk,
+                         const KeyRotation& rotation, RunSums& sums) {
+  const int64_t i = chunk.head() - sums.first_head;
   for (int64_t r = 0; r < kChunkTokens; ++r) {
     chunk.Prefetch(r);
-    if (r >= chunk.count() || args.counted(run.layer, chunk.head(), chunk.first() + r) == 0 ||
-        !IsFiniteRow(chunk.Row(r), shape.head_dim)) {
+    if (r >= chunk.count() || args.counted(rotation.layer, chunk.head(), chunk.first() + r) == 0 ||
+        !IsFiniteRow(chunk.Row(r), rotation.head_dim)) {
       continue;
     }
-    UnrotateKey(chunk, r, args.rotation, shape, sums.key);
+    UnrotateKey(chunk, r, rotation, sums.key);
     sums.tile.Add(r, sums.key, 1.0);
     ++sums.added[i];
   }
@@ -66,8 +68,9 @@ HWY_INLINE void AddChunk(const MeanKeyArgs& args, const RowChunk<T>& chunk, KeyS
 absl::Status MeanKeyOfRun(const HeadRun& run, const MeanKeyArgs& args,
                           TensorView<Float16, 3> mean) {
   const KvRef& keys = args.keys[run.layer];
-  RowChunks chunks(run, keys, ReadToUnrotate(args.rotation, keys.head_dim));
-  RunSums sums = {DimSums(run.scratch, keys.head_dim),
+  const KeyRotation rotation = {args.rotation, run.layer, keys.head_dim};
+  RowChunks chunks(run, keys, rotation.Read());
+  RunSums sums = {run.first, DimSums(run.scratch, keys.head_dim),
                   run.scratch.Take<float>(PadToLanes(keys.head_dim)),
                   TakeTile<double>(run.scratch, run.count, keys.head_dim),
                   run.scratch.Take<int64_t>(run.count)};
@@ -75,10 +78,8 @@ absl::Status MeanKeyOfRun(const HeadRun& run, const MeanKeyArgs& args,
   sums.tile.Clear();
   std::fill(sums.total.data, sums.total.data + sums.total.Size(), 0.0);
   std::fill(sums.added, sums.added + run.count, 0);
-  const KeyShape shape = {run.layer, keys.head_dim};
-  KVERN_RETURN_IF_ERROR(chunks.ForEach(args.counted.shape[2], kTileTokens,
-                                       [&](const auto& chunk)
-                                           HWY_ATTR { AddChunk(args, chunk, shape, run, sums); }));
+  const auto add = [&](const auto& chunk) HWY_ATTR { AddChunk(args, chunk, rotation, sums); };
+  KVERN_RETURN_IF_ERROR(chunks.ForEach(args.counted.shape[2], kTileTokens, add));
   for (int64_t i = 0; i < run.count; ++i) {
     for (int64_t d = 0; d < keys.head_dim; ++d) {
       mean(run.layer, run.first + i, d) = RoundedMean(sums.total(i, d), sums.added[i]);

@@ -94,23 +94,22 @@ HWY_INLINE void StoreTreeSums16(const T* HWY_RESTRICT lanes, T* HWY_RESTRICT out
   }
 }
 
-// out [16] = LaneDot(row, vector, n) of 16 rows `stride` elements apart; n is a multiple of 16, and
-// rows, vector and out are aligned.
-HWY_INLINE void StoreDots16(const float* rows, int64_t stride, const float* HWY_RESTRICT vector,
-                            int64_t n, float* HWY_RESTRICT out) {
+// out [16] = LaneDot(row, vector) of 16 rows and one vector; block.n is a multiple of 16, and rows,
+// vector and out are aligned.
+HWY_INLINE void StoreDots16(const DotBlock<float>& block, float* HWY_RESTRICT out) {
   constexpr int kTogether = 8;  // sums in flight hide the latency of fma
   const LaneTag<float> d;
   using V = hn::Vec<decltype(d)>;
   HWY_ALIGN float lanes[kLanes * kLanes];
   for (int r = 0; r < kLanes; r += kTogether) {
-    const float* row = rows + r * stride;
+    const float* row = block.rows + r * block.row_stride;
     for (int64_t part = 0; part < kLanes; part += static_cast<int64_t>(hn::MaxLanes(d))) {
       V sum[kTogether];
       Unroll<kTogether>([&](auto k) KVERN_INLINE_STEP { sum[k] = hn::Zero(d); });
-      for (int64_t i = part; i < n; i += kLanes) {
-        const V by = hn::Load(d, vector + i);
+      for (int64_t i = part; i < block.n; i += kLanes) {
+        const V by = hn::Load(d, block.vectors + i);
         Unroll<kTogether>([&](auto k) KVERN_INLINE_STEP {
-          sum[k] = hn::MulAdd(hn::Load(d, row + k * stride + i), by, sum[k]);
+          sum[k] = hn::MulAdd(hn::Load(d, row + k * block.row_stride + i), by, sum[k]);
         });
       }
       Unroll<kTogether>(

@@ -106,10 +106,19 @@ struct BandPart {
 constexpr int kPanelKeys = 4;
 constexpr int kMostVectors = hn::MaxLanes(LaneTag<float>()) == kLanes ? 4 : 2;
 
+// Parts of keys, and the vectors they are multiplied with.
+template <class Part>
+struct Factors {
+  const Part& part;
+  TensorView<const float, 2> vectors;
+};
+
 // lanes [kVectors, 16 rows, 16] of rows r to r + kPanelKeys: each a sum of part(row) * vector.
 template <int kVectors, class T, class Part>
-HWY_INLINE void PanelLanes(const RowChunk<T>& chunk, int64_t r, const Part& part,
-                           TensorView<const float, 2> vectors, float* HWY_RESTRICT lanes) {
+HWY_INLINE void PanelLanes(const RowChunk<T>& chunk, int64_t r, const Factors<Part>& factors,
+                           float* HWY_RESTRICT lanes) {
+  const Part& part = factors.part;
+  const TensorView<const float, 2> vectors = factors.vectors;
   const LaneTag<float> d;
   using V = hn::Vec<decltype(d)>;
   for (int64_t at = 0; at < kLanes; at += static_cast<int64_t>(hn::MaxLanes(d))) {
@@ -152,7 +161,7 @@ HWY_INLINE void VectorDots(const RowChunk<T>& chunk, const Part& part,
   HWY_ALIGN float lanes[kVectors * kChunkTokens * kLanes];
   for (int64_t r = 0; r < kChunkTokens; r += kPanelKeys) {
     for (int64_t k = 0; Part::kReadsFirst && k < kPanelKeys; ++k) chunk.Prefetch(r + k);
-    PanelLanes<kVectors>(chunk, r, part, vectors, lanes);
+    PanelLanes<kVectors>(chunk, r, Factors<Part>{part, vectors}, lanes);
   }
   for (int v = 0; v < kVectors; ++v) {
     StoreTreeSums16(lanes + v * kChunkTokens * kLanes, dots + v * kChunkTokens);

@@ -57,28 +57,31 @@ HWY_INLINE void UnrotateSteps(const RotationRow& angles, const T* key, int64_t n
   WidenSteps(key + turned, n - turned, x + turned);
 }
 
-// How rows must come for Unrotate. `table` null: as they are.
-inline ChunkRead ReadToUnrotate(const RotationTable* table, int64_t head_dim) {
-  const bool whole_bands = table == nullptr || table->bands % kLanes == 0;
-  return whole_bands ? ReadInSteps(head_dim) : ChunkRead::kWidened;
-}
-
-struct KeyShape {
+// What is to be undone in the keys of one layer.
+struct KeyRotation {
+  const RotationTable* table;  // null: nothing
   int64_t layer;
   int64_t head_dim;
+
+  // How rows must come for UnrotateKey.
+  ChunkRead Read() const {
+    const bool whole_bands = table == nullptr || table->bands % kLanes == 0;
+    return whole_bands ? ReadInSteps(head_dim) : ChunkRead::kWidened;
+  }
 };
 
 // One key of the chunk to x [padded head_dim], aligned.
 template <class T>
-HWY_INLINE void UnrotateKey(const RowChunk<T>& chunk, int64_t r, const RotationTable* table,
-                            KeyShape shape, float* HWY_RESTRICT x) {
-  const int64_t padded = PadToLanes(shape.head_dim);
-  if (table == nullptr) {
+HWY_INLINE void UnrotateKey(const RowChunk<T>& chunk, int64_t r, const KeyRotation& rotation,
+                            float* HWY_RESTRICT x) {
+  const int64_t padded = PadToLanes(rotation.head_dim);
+  if (rotation.table == nullptr) {
     WidenSteps(chunk.Row(r), padded, x);
     return;
   }
+  const RotationTable& table = *rotation.table;
   const RotationRow angles =
-      RowOf(*table, table->Row(shape.layer, chunk.head(), chunk.first() + r));
+      RowOf(table, table.Row(rotation.layer, chunk.head(), chunk.first() + r));
   if (angles.bands % kLanes == 0) {
     UnrotateSteps(angles, chunk.Row(r), padded, x);
     return;
