@@ -54,7 +54,7 @@ bench: deps ## measure ops, policies and calls; JSON in build/cpu/bench.json (BE
 	@tests/bench/report.py build/cpu/bench.json
 
 .PHONY: peers
-peers: deps ## measure ops beside torch, kvpress, numpy, faiss, ggml; JSON in build/peers (PEERS=--quick for less)
+peers: deps ## measure ops beside other tools; JSON in build/peers (PEERS=--quick for less)
 	@$(MAKE) --no-print-directory build/cpu/build.ninja
 	@cmake --build --preset cpu -j $(JOBS) --target kvern_rounds
 	@tests/bench/peers/run.sh build/cpu $(PEERS)

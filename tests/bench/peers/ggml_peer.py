@@ -1,7 +1,7 @@
-"""ggml's quantized rows: the C functions that a llama.cpp server runs on its KV cache, called directly.
+"""ggml's quantized rows: the C functions that llama.cpp runs on its KV cache, called directly.
 
-The libraries are those of the pywhispercpp wheel, a build of ggml with its symbols exported. q8_0 has
-a vectorised function, q4_0 on x86 only the portable one: the library calls it itself."""
+The libraries are those of the pywhispercpp wheel, a build of ggml with its symbols exported. q8_0
+has a vectorised function, q4_0 on x86 only the portable one: the library calls it itself."""
 import concurrent.futures
 import ctypes
 import glob
@@ -59,7 +59,8 @@ def main():
     floats = inputs.load_rows(args.inputs, "values").reshape(-1, inputs.HEAD_DIM)
 
     def codec(kind, decode):
-        packed = np.zeros((floats.shape[0], inputs.HEAD_DIM // BLOCK_VALUES * BLOCK_BYTES[kind]), np.uint8)
+        row_bytes = inputs.HEAD_DIM // BLOCK_VALUES * BLOCK_BYTES[kind]
+        packed = np.zeros((floats.shape[0], row_bytes), np.uint8)
         decoded = np.zeros_like(floats)
         encode = rows.bind(getattr(cpu, f"quantize_row_{kind}"), floats, packed)
         back = rows.bind(getattr(base, f"dequantize_row_{kind}"), packed, decoded)
@@ -69,7 +70,8 @@ def main():
         return turns.Work(encode, lambda _: back(), packed.nbytes)
 
     simd = ", ".join(name for name in ("avx2", "avx512") if getattr(cpu, f"ggml_cpu_has_{name}")())
-    turns.serve(f"ggml of pywhispercpp {importlib.metadata.version('pywhispercpp')} ({simd or 'no simd'})",
+    version = importlib.metadata.version("pywhispercpp")
+    turns.serve(f"ggml of pywhispercpp {version} ({simd or 'no simd'})",
                 {f"{verb}.{kind}": lambda kind=kind, verb=verb: codec(kind, verb == "decode")
                  for kind in BLOCK_BYTES for verb in ("encode", "decode")})
 

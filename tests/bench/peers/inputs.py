@@ -29,8 +29,9 @@ def inverse_frequencies():
 
 
 def triattention(random, q_heads):
-    """Calibration of random query heads, and what the mean over offsets collapses to at t = TOKENS."""
-    center = random.standard_normal((q_heads, BANDS)) + 1j * random.standard_normal((q_heads, BANDS))
+    """Calibration of random query heads, and what its mean over offsets comes to at t = TOKENS."""
+    re, im = random.standard_normal((2, q_heads, BANDS))
+    center = re + 1j * im
     length = np.abs(center) * 1.3
     omega = inverse_frequencies()
     mean_offset = np.exp(1j * OFFSETS[:, None] * omega).mean(0)
@@ -78,8 +79,9 @@ def make(folder):
 def load(folder, name, *shape):
     """One file as f32 [shape], bf16 widened."""
     path = pathlib.Path(folder) / name
-    values = from_bf16(np.fromfile(path, "<u2")) if path.suffix == ".bf16" else np.fromfile(path, "<f4")
-    return values.reshape(shape)
+    if path.suffix == ".bf16":
+        return from_bf16(np.fromfile(path, "<u2")).reshape(shape)
+    return np.fromfile(path, "<f4").reshape(shape)
 
 
 def load_rows(folder, name):

@@ -1,7 +1,7 @@
 """kvpress: the score functions of its presses, on f32 caches (bf16 is much slower on most CPUs).
 
-The attention module around them is the least that they ask for: queries come ready, so nothing but the
-scoring is timed."""
+The attention module around them is the least that they ask for: queries come ready, so nothing but
+the scoring is timed."""
 import importlib.metadata
 import types
 
@@ -57,7 +57,8 @@ def main():
     for g in (1, 4):
         makers[f"snapkv.g{g}"] = lambda g=g: snapkv(g)
         makers[f"expected_attention.g{g}"] = lambda g=g: expected_attention(g)
-    turns.serve(f"kvpress {importlib.metadata.version('kvpress')}, torch {torch.__version__}", makers)
+    version = importlib.metadata.version("kvpress")
+    turns.serve(f"kvpress {version}, torch {torch.__version__}", makers)
 
 
 main()

@@ -13,7 +13,8 @@ def number(value):
 
 
 def spread(measured):
-    return f"**{number(measured['median'])}** [{number(measured['low'])}–{number(measured['high'])}]"
+    median, low, high = (number(measured[key]) for key in ("median", "low", "high"))
+    return f"**{median}** [{low}–{high}]"
 
 
 def verdict(row):
@@ -32,15 +33,16 @@ def verdict(row):
 
 def progress(row):
     if "excluded" in row:
-        return f"{row['threads']} thread(s)  {row['title']}: excluded, {row['excluded']}"
+        return f"{row['threads']} thread(s)  {row['title']}: {row['excluded']}"
     clock = clock_of(row)
-    return (f"{row['threads']} thread(s)  {row['title']}: {number(clock['ours']['median'])} reads, peer "
-            f"{number(clock['theirs']['median'])}, ratio {number(clock['ratio']['median'])} "
+    ours, theirs, ratio = (number(clock[key]["median"]) for key in ("ours", "theirs", "ratio"))
+    return (f"{row['threads']} thread(s)  {row['title']}: {ours} reads, peer {theirs}, ratio {ratio} "
             f"({row['pairs']} pairs; {row['check']})")
 
 
 def lines(head, rows):
-    return ["| " + " | ".join(head) + " |", "|" + "--|" * len(head)] + ["| " + " | ".join(r) + " |" for r in rows]
+    text = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
+    return [text[0], "|" + "--|" * len(head), *text[1:]]
 
 
 def markdown(report):
@@ -50,19 +52,26 @@ def markdown(report):
         rows = [row for row in measured if row["threads"] == threads]
         speeds = sorted(row["read_gbps"] for row in rows)
         clock = "CPU time" if threads == 1 else "wall time"
-        text += ["", f"**{threads} thread(s), {clock}; stream read {speeds[len(speeds) // 2]:.1f} GB/s**", ""]
-        text += lines(["work; beside", "Kvern, reads", "peer, reads", "peer / Kvern", "wanted", "reached"],
-                      [[row["title"], spread(clock_of(row)["ours"]), spread(clock_of(row)["theirs"]),
-                        spread(clock_of(row)["ratio"]), *verdict(row)] for row in rows])
+        speed = speeds[len(speeds) // 2]
+        text += ["", f"**{threads} thread(s), {clock}; stream read {speed:.1f} GB/s**", ""]
+        text += lines(["work; beside", "Kvern, reads", "peer, reads", "peer / Kvern", "wanted",
+                       "reached"],
+                      [[row["title"], *(spread(clock_of(row)[key])
+                                        for key in ("ours", "theirs", "ratio")), *verdict(row)]
+                       for row in rows])
     codecs = [row for row in measured if row["bits"] and row["threads"] == measured[0]["threads"]]
     if codecs:
-        text += ["", "What the codecs make of the same rows: bits per value, and the error (Kvern's and the peer's).", ""]
+        text += ["", "What the codecs make of the same rows: bits per value, error of Kvern's and "
+                 "of the peer's.", ""]
         text += lines(["work; beside", "bits, Kvern", "bits, peer", "error"],
                       [[row["title"], *(f"{bits:.3f}" for bits in row["bits"]), row["check"]]
                        for row in codecs if row["op"].startswith("encode")])
     for row in report["rows"]:
         if "excluded" in row:
-            text += ["", f"Excluded: {row['title']}, {row['threads']} thread(s): {row['excluded']}."]
+            text += ["", f"Excluded: {progress(row)}."]
+    for name, why in report["absent"].items():
+        text += ["", f"Absent: {name}: {why}."]
+    text += ["", "Load of the machine, before and after: {:.1f}, {:.1f}.".format(*report["load"])]
     text += ["", "Peers: " + "; ".join(report["about"].values()) + "."]
     return "\n".join(text)
 

@@ -1,10 +1,10 @@
 """torch: TriAttention written three ways, and top-k.
 
-  literal    the published form: keys turned back, a cosine per offset and band, one query head at a time
+  literal    the published form: keys turned back, a cosine per offset and band, head by head
   matmul     the offsets folded into one vector per query head: two matrix products
   one_pass   the same sums as one elementwise expression, fused by torch.compile
-All end as the op does: a z-score per query head, then the maximum over the heads that share a KV head.
-Of matmul and one_pass the fastest of several forms is taken, on keys in bf16 or widened beforehand."""
+All end as the op does: a z-score per query head, then the maximum over those of a KV head. Of matmul
+and one_pass the fastest of several forms is taken, on keys in bf16 or widened beforehand."""
 import itertools
 
 import numpy as np
@@ -58,7 +58,7 @@ def matmul_whole(keys, problem):
 
 
 def matmul_chunks(keys, problem, chunk, heads_first):
-    """Some tokens at a time, so that what is widened stays in cache. heads_first: [G, D] x [D, tokens]."""
+    """Some tokens at a time: what is widened stays in cache. heads_first: [G, D] x [D, n]."""
     group, (u, w) = problem.group, (problem.u, problem.w)
     u_columns, w_columns = u.transpose(1, 2).contiguous(), w.transpose(1, 2).contiguous()
     wide, lengths = torch.empty(chunk, D), torch.empty(chunk, F)
@@ -82,8 +82,8 @@ def matmul_chunks(keys, problem, chunk, heads_first):
 
 
 def literal(keys, problem):
-    """raw = mean over offsets of sum_f |q_f| |k_f| cos((t - p + o) omega_f + arg(q_f conj k_f)), plus
-    sum_f (a_f - |q_f|) |k_f|, on keys before RoPE, in f32."""
+    """raw = mean over offsets of sum_f |q_f| |k_f| cos((t - p + o) omega_f + arg(q_f conj k_f))
+    + sum_f (a_f - |q_f|) |k_f|, on keys before RoPE, in f32. One head is timed: they are a loop."""
     omega = torch.from_numpy(inputs.inverse_frequencies())
     positions = torch.arange(T, dtype=torch.float64)
     back = torch.polar(torch.ones(T, F), torch.outer(-positions, omega).float())
@@ -104,7 +104,9 @@ def literal(keys, problem):
                 total += (amplitude * turned.cos()).sum(-1)
             rows.append(total / len(offsets) + ((a - q.abs()) * length).sum(-1))
         return torch.stack(rows)
-    return lambda: standardised(torch.stack([head(h) for h in range(H)]))
+    def run(heads=range(H)):
+        return standardised(torch.stack([head(h) for h in heads]))
+    return turns.Work(run, lambda result: result.numpy(), part=lambda: run([0]), parts=H)
 
 
 def main():
@@ -122,7 +124,8 @@ def main():
         return turns.Work(run, lambda result: result.numpy())
 
     def best_one_pass(group, zscore):
-        return best(group, {f"one pass, {d}": one_pass(k, problems[group], zscore) for d, k in keys.items()})
+        return best(group, {f"one pass, {d}": one_pass(k, problems[group], zscore)
+                            for d, k in keys.items()})
 
     def best_matmul(group):
         forms = {f"whole, {d}": matmul_whole(k, problems[group]) for d, k in keys.items()}
@@ -138,8 +141,7 @@ def main():
         makers[f"triattention.one_pass.g{g}"] = lambda g=g: best_one_pass(g, True)
         makers[f"triattention_raw.one_pass.g{g}"] = lambda g=g: best_one_pass(g, False)
         makers[f"triattention.matmul.g{g}"] = lambda g=g: best_matmul(g)
-        makers[f"triattention.literal.g{g}"] = lambda g=g: turns.Work(
-            literal(wide, problems[g]), lambda result: result.numpy())
+        makers[f"triattention.literal.g{g}"] = lambda g=g: literal(wide, problems[g])
     turns.serve(f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}", makers)
 
 

@@ -1,6 +1,6 @@
 """The peer's side of taking turns: one line of standard input, one timed run of one work.
 
-  run NAME           -> "WALL CPU", nanoseconds (CPU: of all threads of this process)
+  run NAME           -> "WALL CPU", nanoseconds of the whole work (CPU: of all threads)
   check NAME FILE    -> the answer to FILE, "ok BYTES": bytes of the packed form or 0
   about              -> one line: the versions at work
 What fails answers "error: ..."."""
@@ -12,10 +12,13 @@ import time
 
 
 class Work:
-    """`run` is what is timed; `answer` turns its result into the array to compare."""
+    """`run` is what is timed; `answer` turns its result into the array to compare.
 
-    def __init__(self, run, answer=lambda result: result, packed_bytes=0):
+    Work that is a plain loop and takes seconds gives one part of `parts` to time, times that many."""
+
+    def __init__(self, run, answer=lambda result: result, packed_bytes=0, part=None, parts=1):
         self.run, self.answer, self.packed_bytes = run, answer, packed_bytes
+        self.part, self.parts = part or run, parts
 
 
 def arguments():
@@ -42,7 +45,7 @@ def fastest(candidates):
 
 
 def serve(about, makers):
-    """Until the input ends. `makers`: name -> function that makes the Work, called once, at its first use."""
+    """Until the input ends. `makers`: name -> function that makes its Work, when first asked for."""
     lines = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     works = {}
@@ -56,7 +59,7 @@ def serve(about, makers):
             gc.freeze()
         work = works[name]
         if verb == "run":
-            return "%d %d" % timed(work.run)
+            return "%d %d" % tuple(n * work.parts for n in timed(work.part))
         if verb == "check":
             work.answer(work.run()).tofile(path)
             return f"ok {work.packed_bytes}"
