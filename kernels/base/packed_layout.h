@@ -84,7 +84,7 @@ KVERN_HD constexpr int64_t SignRowBytes(CodecId codec, int64_t head_dim) {
 // Scales of one token; those of kch4 belong to the block.
 KVERN_HD constexpr int64_t TokenScales(CodecId codec, int64_t head_dim) {
   if (codec == CodecId::kRaw16 || codec == CodecId::kKch4) return 0;
-  return codec == CodecId::kI4t ? head_dim / I4tGroup(head_dim) : 1;
+  return codec == CodecId::kI4t && head_dim % 64 == 0 ? head_dim / 64 : 1;
 }
 
 // Byte offsets inside a block, of the SIGN plane and of the SCALE plane: f16 [tokens], kch4

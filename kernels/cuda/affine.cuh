@@ -16,7 +16,8 @@ namespace kvern::cuda {
 template <class T>
 __device__ void ScaleChannels(const CodingParams& params, const Block& block) {
   if (block.row.codec != CodecId::kKch4) return;
-  const BlockPlanes planes = PlanesAt(params, block);
+  std::byte* const scales = block.codes + block.row.scales;
+  std::byte* const zeros = block.codes + block.row.zeros;
   for (int32_t d = threadIdx.x; d < params.shape.head_dim; d += kCodingThreads) {
     float lowest = kLargestCoded;
     float highest = -kLargestCoded;
@@ -28,8 +29,8 @@ __device__ void ScaleChannels(const CodingParams& params, const Block& block) {
       highest = fmaxf(highest, value);
     }
     const AffineScale affine = AffineScaleOf(lowest, highest);
-    PutHalf(planes.scales, d, affine.scale);
-    PutHalf(planes.zeros, d, affine.zero);
+    PutHalf(scales, d, affine.scale);
+    PutHalf(zeros, d, affine.zero);
   }
 }
 
@@ -49,8 +50,14 @@ __device__ inline void CodeAffine(const GroupCode& code, int32_t first, float sc
 __device__ inline void CodeKch4(const GroupCode& code) {
   for (int32_t first = 0; first < code.head_dim; first += kLanes) {
     const int32_t d = min(first + code.row.lane, code.head_dim - 1);
-    CodeAffine(code, first, HalfAt(code.planes.scales, d), HalfAt(code.planes.zeros, d));
+    CodeAffine(code, first, HalfAt(code.Scales(), d), HalfAt(code.Zeros(), d));
   }
+}
+
+// In SCALE and ZERO.
+__device__ inline int32_t I4tScaleIndex(const GroupCode& code, int32_t group) {
+  const int32_t groups = code.head_dim % 64 == 0 ? code.head_dim / 64 : 1;
+  return code.token * groups + group;
 }
 
 __device__ inline void CodeI4t(const GroupCode& code) {
@@ -71,9 +78,9 @@ __device__ inline void CodeI4t(const GroupCode& code) {
     }
     const AffineScale affine = AffineScaleOf(lowest, highest);
     if (code.row.lane == 0 && code.live) {
-      const int32_t index = code.token * code.planes.token_scales + group;
-      PutHalf(code.planes.scales, index, affine.scale);
-      PutHalf(code.planes.zeros, index, affine.zero);
+      const int32_t index = I4tScaleIndex(code, group);
+      PutHalf(code.Scales(), index, affine.scale);
+      PutHalf(code.Zeros(), index, affine.zero);
     }
     for (int32_t first = begin; first < begin + size; first += kLanes) {
       CodeAffine(code, first, affine.scale.value, affine.zero.value);
@@ -83,10 +90,9 @@ __device__ inline void CodeI4t(const GroupCode& code) {
 
 // Element d of a row of codes.
 __device__ inline float RestoredAffine(const GroupCode& code, bool channels, int32_t d) {
-  const int32_t size = channels ? 1 : static_cast<int32_t>(I4tGroup(code.head_dim));
-  const int32_t index = code.token * code.planes.token_scales + d / size;
-  return AffineValue(static_cast<float>(NibbleAt(code.codes, d)), HalfAt(code.planes.scales, index),
-                     HalfAt(code.planes.zeros, index));
+  const int32_t index = channels ? d : I4tScaleIndex(code, code.head_dim % 64 == 0 ? d / 64 : 0);
+  return AffineValue(static_cast<float>(NibbleAt(code.Codes(), d)), HalfAt(code.Scales(), index),
+                     HalfAt(code.Zeros(), index));
 }
 
 }  // namespace kvern::cuda

@@ -98,7 +98,12 @@ void CodedCohort::AddRows(const Source& source, const KeepList* keep, CodedSeque
     KVERN_CHECK(SlotsEndBy(row, slots));
     CodedRow coded;
     coded.codec = static_cast<CodecId>(row.codec);
-    coded.codes = PlanesOf(row, source.layers[row.layer]).codes;
+    const PackedPlanes planes = PlanesOf(row, source.layers[row.layer]);
+    coded.codes = planes.codes;
+    coded.signs = static_cast<int32_t>(planes.signs - planes.codes);
+    coded.scales = static_cast<int32_t>(planes.scales - planes.codes);
+    coded.zeros = static_cast<int32_t>(planes.zeros - planes.codes);
+    coded.code_row_bytes = static_cast<int32_t>(planes.code_row_bytes);
     if (keep != nullptr) {
       coded.sources = keep->offsets[row.layer * keep->kv_heads + row.kv_head] + row.first_slot;
     }

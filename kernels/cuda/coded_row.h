@@ -16,8 +16,12 @@ inline constexpr int32_t kMaxHeadDim = 1024;
 
 // A row of a packed table, in the terms of its cohort.
 struct CodedRow {
-  int64_t codes = 0;    // byte offset of its CODES plane into the sequence's `packed`
-  int64_t sources = 0;  // index of its first token into the sequence's `sources`
+  int64_t codes = 0;   // byte offset of its CODES plane into the sequence's `packed`
+  int32_t signs = 0;   // byte offsets of the other planes from that one
+  int32_t scales = 0;  // unused by raw16
+  int32_t zeros = 0;
+  int32_t code_row_bytes = 0;  // of one token
+  int64_t sources = 0;         // index of its first token into the sequence's `sources`
   int32_t sequence = 0;
   int32_t kv = 0;  // index of its KvLayer
   int32_t layer = 0;

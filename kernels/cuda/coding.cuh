@@ -24,7 +24,6 @@ struct Block {
   KvLayer layer;
   std::byte* codes;
   Float16* scales;  // unused by raw16
-  int64_t code_row_bytes;
 
   __device__ int32_t Source(int32_t token) const { return sequence.sources[row.sources + token]; }
 };
@@ -33,11 +32,8 @@ __device__ inline Block BlockAt(const CodingParams& params, int64_t index) {
   block.row = params.rows[index];
   block.sequence = params.sequences[block.row.sequence];
   block.layer = params.layers[block.row.kv];
-  const RowShape& shape = params.shape;
   block.codes = block.sequence.packed + block.row.codes;
-  block.scales = reinterpret_cast<Float16*>(
-      block.codes + ScaleOffset(block.row.codec, shape.dtype, block.row.tokens, shape.head_dim));
-  block.code_row_bytes = CodeRowBytes(block.row.codec, shape.dtype, shape.head_dim);
+  block.scales = reinterpret_cast<Float16*>(block.codes + block.row.scales);
   return block;
 }
 

@@ -30,12 +30,12 @@ class GroupDecoder {
   __device__ void Decode(int32_t token, bool live) {
     const int32_t slot = block_.row.first_slot + token;
     std::byte* row = block_.layer.Address(block_.row.head, slot);
-    std::byte* const codes = block_.codes + token * block_.code_row_bytes;
+    const std::byte* const codes = block_.codes + token * block_.row.code_row_bytes;
     if (block_.row.codec == CodecId::kRaw16) {
       if (live) CopyRaw(codes, row);
       return;
     }
-    Restore({{lane_, x_, y_}, head_dim_, codes, PlanesAt(params_, block_), token, live});
+    Restore({block_, {lane_, x_, y_}, head_dim_, token, live});
     float* out = x_;
     if (block_.row.hadamard) {
       __syncwarp();
@@ -81,8 +81,8 @@ class GroupDecoder {
       }
       return;
     }
-    const float scale = HalfAt(code.planes.scales, code.token);
-    for (int32_t d = lane_; d < head_dim_; d += kLanes) x_[d] = scale * LevelAt(code.codes, d);
+    const float scale = HalfAt(code.Scales(), code.token);
+    for (int32_t d = lane_; d < head_dim_; d += kLanes) x_[d] = scale * LevelAt(code.Codes(), d);
   }
 
   // Of the codes with one scale per token.

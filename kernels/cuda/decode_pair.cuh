@@ -23,7 +23,7 @@ class PairDecoder {
         // The last token stands in for those that a short block lacks.
         token_(live_ ? static_cast<int32_t>(threadIdx.x / 2) : block.row.tokens - 1),
         slot_(block.row.first_slot + token_),
-        codes_(block.codes + token_ * block.code_row_bytes),
+        codes_(block.codes + token_ * block.row.code_row_bytes),
         row_(block.layer.Address(block.row.head, slot_)) {}
 
   // All threads of the block take part.

@@ -30,7 +30,7 @@ class GroupEncoder {
   __device__ void Encode(int32_t token, bool live) {
     const int32_t slot = block_.Source(token);
     const std::byte* row = block_.layer.Address(block_.row.head, slot);
-    std::byte* codes = block_.codes + token * block_.code_row_bytes;
+    std::byte* codes = block_.codes + token * block_.row.code_row_bytes;
     if (block_.row.codec == CodecId::kRaw16) {
       if (live) CopyRaw(row, codes);
       return;
@@ -51,8 +51,7 @@ class GroupEncoder {
     } else {
       for (int32_t d = lane_; d < head_dim_; d += kLanes) y_[d] = x_[d];
     }
-    const GroupCode code = {{lane_, x_, y_},           head_dim_, codes,
-                            PlanesAt(params_, block_), token,     live};
+    const GroupCode code = {block_, {lane_, x_, y_}, head_dim_, token, live};
     Code(code, squared_length);
     const float error = GroupTreeSum(SquaredLane(y_));
     if (lane_ != 0 || !live) return;
@@ -87,7 +86,7 @@ class GroupEncoder {
 
   // y becomes what the codes leave over.
   __device__ void Code(const GroupCode& code, float squared_length) {
-    std::byte* const codes = code.live ? code.codes : nullptr;
+    std::byte* const codes = code.live ? code.Codes() : nullptr;
     CodeScale scale;
     switch (block_.row.codec) {
       case CodecId::kSfv2:
@@ -109,7 +108,7 @@ class GroupEncoder {
       default:
         scale = CodeLm4(squared_length, codes);
     }
-    if (code.row.lane == 0 && code.live) PutHalf(code.planes.scales, code.token, scale);
+    if (code.row.lane == 0 && code.live) PutHalf(code.Scales(), code.token, scale);
   }
 
   __device__ float SquaredLane(const float* x) const {

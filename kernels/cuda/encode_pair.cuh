@@ -64,7 +64,7 @@ class PairEncoder {
     for (int s = 0; s < kSteps; ++s) {
       const int64_t at = First(s) * static_cast<int64_t>(sizeof(T));
       const Vector16 bits = LoadReadOnly(row_ + at);
-      if (live_) Store(block_.codes + token_ * block_.code_row_bytes + at, bits);
+      if (live_) Store(block_.codes + token_ * block_.row.code_row_bytes + at, bits);
     }
   }
 
@@ -183,7 +183,7 @@ class PairEncoder {
 
   __device__ void StoreVector(int index, const Vector16& vector) const {
     if (!live_) return;
-    Store(block_.codes + token_ * block_.code_row_bytes + index * kPlaneAlign, vector);
+    Store(block_.codes + token_ * block_.row.code_row_bytes + index * kPlaneAlign, vector);
   }
 
   const CodingParams& params_;

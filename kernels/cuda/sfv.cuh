@@ -83,7 +83,7 @@ class SfvEncoder {
     for (int32_t d = code_.row.lane; d < code_.head_dim; d += kLanes) {
       y[d] = fmaf(-scale.value, levels[d], y[d]);
     }
-    if (code_.row.lane == 0 && code_.live) PutHalf(code_.planes.scales, code_.token, scale);
+    if (code_.row.lane == 0 && code_.live) PutHalf(code_.Scales(), code_.token, scale);
   }
 
  private:
@@ -131,13 +131,12 @@ class SfvEncoder {
     const uint32_t other = __shfl_xor_sync(kAllLanes, signs, 1);
     if (!inside || !stores || !code_.live) return;
     if (codec_ == CodecId::kSfv2) {
-      code_.codes[block] = static_cast<std::byte>(index << kSfvCoords | signs);
+      code_.Codes()[block] = static_cast<std::byte>(index << kSfvCoords | signs);
       return;
     }
-    code_.codes[block] = static_cast<std::byte>(index);
+    code_.Codes()[block] = static_cast<std::byte>(index);
     if (block % 2 != 0) return;
-    code_.planes.signs[code_.token * code_.planes.sign_row_bytes + block / 2] =
-        static_cast<std::byte>(signs | other << kSfvCoords);
+    code_.Signs()[block / 2] = static_cast<std::byte>(signs | other << kSfvCoords);
   }
 
   const CodecId codec_;
@@ -150,17 +149,15 @@ class SfvEncoder {
 __device__ inline float RestoredSfv(const GroupCode& code, CodecId codec, const uint32_t* words,
                                     int32_t d) {
   const int32_t block = d / kSfvCoords;
-  const uint32_t byte = LoadByte(code.codes + block);
+  const uint32_t byte = LoadByte(code.Codes() + block);
   const bool joined = codec == CodecId::kSfv2;
   const uint32_t signs =
-      joined ? byte
-             : LoadByte(code.planes.signs + code.token * code.planes.sign_row_bytes + block / 2) >>
-                   block % 2 * kSfvCoords;
+      joined ? byte : LoadByte(code.Signs() + block / 2) >> block % 2 * kSfvCoords;
   const uint32_t word = words[joined ? byte >> kSfvCoords : byte];
   const int32_t j = d % kSfvCoords;
   const float magnitude = static_cast<float>(word >> (8 * j) & 0xFFu) * kSfvStep;
   const float level = (signs >> j & 1) != 0 ? -magnitude : magnitude;
-  return HalfAt(code.planes.scales, code.token) * level;
+  return HalfAt(code.Scales(), code.token) * level;
 }
 
 }  // namespace kvern::cuda

@@ -33,12 +33,14 @@ class DeviceTest : public EngineTest {
     simt::Faults::Clear();
   }
 
-  // A new engine on a device as good as new.
-  void Restart() {
+  // A new engine on a device as good as new. An emulated device on a busy machine is slow: what
+  // must not be found hung wants some patience.
+  void Restart(double hang_seconds = 10) {
     engine_.reset();
     simt::Faults::Clear();
-    make_backend_ = [] {
-      return MakeBackend({.name = "cuda", .scratch_bytes = int64_t{48} << 20, .hang_seconds = 0.5})
+    make_backend_ = [hang_seconds] {
+      return MakeBackend(
+                 {.name = "cuda", .scratch_bytes = int64_t{48} << 20, .hang_seconds = hang_seconds})
           .value();
     };
     Start(Limits());

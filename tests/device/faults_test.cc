@@ -2,11 +2,13 @@
 // nothing is lost that was not being rewritten, and health tells.
 //
 // KVERN_FAULT_STRIDE: every how many-th call breaks; 1 is all of them. Each case wants a process in
-// which nothing has used the device before, as ctest gives it.
+// which nothing has used the device before, as ctest gives it. KVERN_FAULT_LEDGER: a file that gets
+// a line per case, as faults_ledger.txt has them.
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <set>
 
@@ -33,6 +35,21 @@ int64_t Stride() {
   return text == nullptr ? 41 : std::max<int64_t>(1, std::atoll(text));
 }
 
+struct Tally {
+  int64_t calls = 0;  // of the job, when nothing breaks
+  int broken = 0;     // runs, each with one call that breaks
+  int failed = 0;     // of them, those that a test could not accept
+};
+void WriteLedger(const std::string& job, const Tally& tally) {
+  const char* path = std::getenv("KVERN_FAULT_LEDGER");
+  std::FILE* file = path == nullptr ? nullptr : std::fopen(path, "a");
+  if (file == nullptr) return;
+  std::fprintf(file, "%-24s stride %d calls %3d broken %4d failed %d\n", job.c_str(),
+               static_cast<int>(Stride()), static_cast<int>(tally.calls), tally.broken,
+               tally.failed);
+  std::fclose(file);
+}
+
 // One job in one process: first whole, then broken.
 class BrokenRun : public DeviceTest {
  public:
@@ -55,13 +72,14 @@ class BrokenRun : public DeviceTest {
   }
 
   void Break(const CompressJob& asked, const Clean& clean, FaultKind kind, int64_t call) {
-    Restart();
+    Restart(kind == FaultKind::kHang ? 0.5 : 10);
     const std::vector<std::byte> before = Snapshot();
     CompressJob job = asked;
     const absl::Duration patience = absl::Milliseconds(kind == FaultKind::kHang ? 50 : 5000);
     job.deadline = absl::Now() + patience;
     simt::Faults::Inject({kind, call, ""});
     const absl::Time start = absl::Now();
+    const int64_t calls_before = simt::Faults::Calls();
     const auto answer = engine_->CompressAndWait(job);
     EXPECT_LT(absl::Now() - start, patience + absl::Seconds(1));
     const absl::Status status = answer.ok() ? answer->results[0].status : answer.status();
@@ -75,7 +93,10 @@ class BrokenRun : public DeviceTest {
       const auto& blocks = std::get<PagedSource>(asked.sequences[0].source).destination_block_ids;
       ExpectOnlyWritten(before, Snapshot(), {blocks.begin(), blocks.end()});
     }
-    if (kind == FaultKind::kOutOfMemory) {
+    // On a busy machine the deadline may come before the call that was to hang.
+    const bool too_late =
+        absl::IsDeadlineExceeded(status) && simt::Faults::Calls() - calls_before < call;
+    if (kind == FaultKind::kOutOfMemory || too_late) {
       EXPECT_TRUE(engine_->Health().ok()) << engine_->Health();
       return;
     }
@@ -129,19 +150,23 @@ class EveryCanonicalJob : public testing::TestWithParam<int> {
 
 TEST_P(EveryCanonicalJob, FailsInTimeAndLosesNothingWhereverTheDeviceBreaks) {
   SCOPED_TRACE(JobOf(GetParam()).name);
-  const int64_t calls = CallsOf(GetParam());
-  ASSERT_GT(calls, 0);
+  Tally tally = {.calls = CallsOf(GetParam())};
+  ASSERT_GT(tally.calls, 0);
   for (const NamedKind& kind : kKinds) {
-    // A hang costs its deadline each time.
-    const int64_t stride = kind.kind == FaultKind::kHang ? 3 * Stride() : Stride();
-    for (int64_t call = 1 + GetParam() % stride; call <= calls; call += stride) {
-      EXPECT_TRUE(InChild([&](BrokenRun& run) {
+    // A hang costs its deadline each time: a sample has fewer.
+    const bool sparse = kind.kind == FaultKind::kHang && Stride() > 1;
+    const int64_t stride = sparse ? 3 * Stride() : Stride();
+    for (int64_t call = 1 + GetParam() % stride; call <= tally.calls; call += stride) {
+      const bool good = InChild([&](BrokenRun& run) {
         const CompressJob job = JobOf(GetParam()).job;
         run.Break(job, run.RunClean(job), kind.kind, call);
-      })) << kind.name
-          << " at call " << call << " of " << calls;
+      });
+      EXPECT_TRUE(good) << kind.name << " at call " << call << " of " << tally.calls;
+      ++tally.broken;
+      tally.failed += good ? 0 : 1;
     }
   }
+  WriteLedger(JobOf(GetParam()).name, tally);
 }
 INSTANTIATE_TEST_SUITE_P(All, EveryCanonicalJob, testing::Range(0, 20));
 
