@@ -18,7 +18,7 @@
 namespace kvern::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kBenchExamples[] = R"(Examples:
   kvern bench --op list
       what can be measured
   kvern bench --op score:triattention --q-heads 32
@@ -277,7 +277,7 @@ absl::Status RunBench(const BenchFlags& flags, const GlobalFlags& globals, const
 void AddBench(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
   CLI::App* verb =
       app->add_subcommand("bench", "measure ops of this processor beside what its memory delivers");
-  verb->footer(kExamples);
+  verb->footer(kBenchExamples);
   const auto flags = std::make_shared<BenchFlags>();
   const auto add = [verb](const char* name, auto& value, const char* help, const char* type) {
     return verb->add_option(name, value, help)->type_name(type);

@@ -9,7 +9,7 @@
 namespace kvern::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kInfoExamples[] = R"(Examples:
   kvern info
   kvern info --json --local
 Each limit is a flag of kvernd of the same name.)";
@@ -57,7 +57,7 @@ absl::Status RunInfo(const GlobalFlags& globals, const Console& console) {
 
 void AddInfo(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
   CLI::App* verb = app->add_subcommand("info", "version, backend, device and limits of the server");
-  verb->footer(kExamples);
+  verb->footer(kInfoExamples);
   commands->push_back(
       {verb, [globals](const Console& console) { return RunInfo(*globals, console); }});
 }

@@ -16,7 +16,7 @@
 namespace kvern::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kInspectExamples[] = R"(Examples:
   kvern inspect small.safetensors
       which tokens each layer and head kept
   kvern inspect small.safetensors --layer 0
@@ -198,7 +198,7 @@ absl::Status RunInspect(const InspectFlags& flags, const GlobalFlags& globals,
 void AddInspect(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
   CLI::App* verb =
       app->add_subcommand("inspect", "draw which tokens each layer and head of a file holds");
-  verb->footer(kExamples);
+  verb->footer(kInspectExamples);
   const auto flags = std::make_shared<InspectFlags>();
   verb->add_option("FILE", flags->input, "result or cache file")->required();
   verb->add_option("--layer", flags->layer, "one layer of the model only")->type_name("N");

@@ -13,7 +13,7 @@
 namespace kvern::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kModelsExamples[] = R"(Examples:
   kvern models list
   kvern models register chat.safetensors --name smollm2 --calibration moments.safetensors
       the geometry comes from the cache file; calibrations become the model's defaults
@@ -130,7 +130,7 @@ absl::Status DeleteModel(const ModelFlags& flags, const GlobalFlags& globals,
 
 void AddModels(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
   CLI::App* verb = app->add_subcommand("models", "models the server knows, and calibrations");
-  verb->footer(kExamples);
+  verb->footer(kModelsExamples);
   verb->require_subcommand(0, 1);
   const auto flags = std::make_shared<ModelFlags>();
   const auto add = [=](CLI::App* chosen, auto run) {

@@ -8,7 +8,7 @@
 namespace kvern::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kPingExamples[] = R"(Examples:
   kvern ping --timeout 2s
       exit code 0: serving; 3: not reachable or draining
   kvern ping --server 127.0.0.1:9463)";
@@ -33,7 +33,7 @@ absl::Status RunPing(const GlobalFlags& globals, const Console& console) {
 
 void AddPing(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
   CLI::App* verb = app->add_subcommand("ping", "ask whether the server serves");
-  verb->footer(kExamples);
+  verb->footer(kPingExamples);
   commands->push_back(
       {verb, [globals](const Console& console) { return RunPing(*globals, console); }});
 }

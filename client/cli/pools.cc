@@ -9,7 +9,7 @@
 namespace kvern::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kPoolsExamples[] = R"(Examples:
   kvern pools list
 A pool ends with the process that registered it.)";
 
@@ -40,7 +40,7 @@ absl::Status ListPools(const GlobalFlags& globals, const Console& console) {
 
 void AddPools(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
   CLI::App* verb = app->add_subcommand("pools", "paged pools that frontends have registered");
-  verb->footer(kExamples);
+  verb->footer(kPoolsExamples);
   verb->require_subcommand(0, 1);
   const auto list = [globals](const Console& console) { return ListPools(*globals, console); };
   commands->push_back({verb, list});

@@ -12,7 +12,7 @@
 namespace kvern::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kStagesExamples[] = R"(Examples:
   kvern stages
       everything
   kvern stages scorer
@@ -150,7 +150,7 @@ absl::Status RunStages(const StagesFlags& flags, const GlobalFlags& globals,
 void AddStages(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
   CLI::App* verb =
       app->add_subcommand("stages", "scorers, selectors, budgeters, codecs and presets in full");
-  verb->footer(kExamples);
+  verb->footer(kStagesExamples);
   const auto flags = std::make_shared<StagesFlags>();
   verb->add_option("ONLY", flags->only, "a kind, or the name of a stage or preset");
   verb->add_flag("--markdown", flags->markdown, "print Markdown tables");

@@ -15,7 +15,7 @@
 namespace kvern::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kStoreExamples[] = R"(Examples:
   kvern store put chat.safetensors --name chat-1
   kvern store list
   kvern store get chat-1 -o chat.safetensors --decode
@@ -119,7 +119,7 @@ absl::Status Delete(const StoreFlags& flags, const GlobalFlags& globals, const C
 
 void AddStore(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
   CLI::App* verb = app->add_subcommand("store", "sequences that live in the server's memory");
-  verb->footer(kExamples);
+  verb->footer(kStoreExamples);
   verb->require_subcommand(0, 1);
   const auto flags = std::make_shared<StoreFlags>();
   const auto add = [=](CLI::App* chosen, auto run) {

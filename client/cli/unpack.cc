@@ -15,7 +15,7 @@
 namespace kvern::cli {
 namespace {
 
-constexpr char kExamples[] = R"(Examples:
+constexpr char kUnpackExamples[] = R"(Examples:
   kvern unpack small.safetensors -o dense.safetensors
       k and v again, at the dtype the cache had; decoding runs in this process)";
 
@@ -82,7 +82,7 @@ absl::Status RunUnpack(const UnpackFlags& flags, const GlobalFlags& globals,
 
 void AddUnpack(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
   CLI::App* verb = app->add_subcommand("unpack", "decode a packed result to k and v");
-  verb->footer(kExamples);
+  verb->footer(kUnpackExamples);
   const auto flags = std::make_shared<UnpackFlags>();
   verb->add_option("PACKED", flags->input, "result file of a codec that packs")->required();
   verb->add_option("-o,--output", flags->output, "cache file")->required()->type_name("OUT");

@@ -1,6 +1,7 @@
 // The codecs' figures on real caches against those of codec_reference.py (ruling 23).
 #include <fstream>
 
+#include "Eigen/Core"
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
 #include "server/pipeline/codec.h"
@@ -115,27 +116,16 @@ class CodecFiguresTest : public GoldenTest {
 
 double CodecFiguresTest::SquaredLogits(GoldenSequence& sequence, int64_t row,
                                        const std::vector<double>& error, int64_t coded) {
+  using Rows = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   // [layers, q_heads, window, head_dim]: a group's queries lie side by side.
   const std::vector<float>& queries = sequence.side().q_window;
   const int64_t dims = sequence.model().head_dim;
   const int64_t of_group = static_cast<int64_t>(queries.size()) / dims / sequence.Rows();
-  double squares = 0;
-  std::vector<double> logits(coded);
-  for (int64_t q = 0; q < of_group; ++q) {
-    const float* query = queries.data() + (row * of_group + q) * dims;
-    double sum = 0;
-    for (int64_t token = 0; token < coded; ++token) {
-      double dot = 0;
-      for (int64_t d = 0; d < dims; ++d) dot += double{query[d]} * error[token * dims + d];
-      logits[token] = dot / std::sqrt(static_cast<double>(dims));
-      sum += logits[token];
-    }
-    for (const double logit : logits) {
-      const double centred = logit - sum / static_cast<double>(coded);
-      squares += centred * centred;
-    }
-  }
-  return squares;
+  Rows group(of_group, dims);
+  std::copy_n(queries.begin() + row * group.size(), group.size(), group.data());
+  const Eigen::Map<const Rows> errors(error.data(), coded, dims);
+  const Rows logits = group * errors.transpose() / std::sqrt(static_cast<double>(dims));
+  return (logits.colwise() - logits.rowwise().mean()).squaredNorm();
 }
 
 nlohmann::json Reference() {
