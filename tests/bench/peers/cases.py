@@ -55,11 +55,12 @@ def kept(got, want):
     return "the same sets"
 
 
-def codec(error):
-    """Codecs differ, so nothing is equal: each must bring its rows back, NMSE below `error`."""
+def codec(error, role="values"):
+    """Codecs differ, so nothing is equal: each must bring its rows back, NMSE below `error`. Kvern's
+    are those of `role`, the peer's the values."""
     def agree(got, want):
-        rows = inputs.load_rows(inputs_folder, "values").ravel()
-        errors = [nmse(np.fromfile(f, "<f4"), rows) for f in (got, want)]
+        errors = [nmse(np.fromfile(f, "<f4"), inputs.load_rows(inputs_folder, name).ravel())
+                  for f, name in ((got, role), (want, "values"))]
         found = "NMSE {:.2e} and {:.2e}".format(*errors)
         if not max(errors) <= error:
             raise Disagreement(f"{found}; want at most {error:.0e}")
@@ -104,6 +105,7 @@ def scorer_cases():
 def codec_cases():
     for title, op, error, peers in (
             ("8 bits, i8t", "v.i8t", EIGHT_BITS, (("ggml", "q8_0", 1), ("faiss", "8bit", None))),
+            ("4 bits, i4t", "v.i4t", FOUR_BITS, (("ggml", "q4_0", 3), ("faiss", "4bit", 5))),
             ("4 bits, lm4", "v.lm4", FOUR_BITS,
              (("ggml", "q4_0", 3), ("faiss", "4bit", 5), ("lmcache", "cachegen", None)))):
         for verb in ("encode", "decode"):
@@ -111,6 +113,12 @@ def codec_cases():
                 encode = verb == "encode"
                 yield Case(f"{verb} {title}; {peer} {kind}", f"{verb}.{op}", peer, f"{verb}.{kind}",
                            codec(error), wanted if encode else None, None if encode else 2.5)
+    # Nothing is wanted of keys: their mean comes off, turned to every position, which no peer does.
+    for title, op, error, kind in (("8 bits, i8t+rm", "k.i8t+rm", EIGHT_BITS, "q8_0"),
+                                   ("4 bits, lm4+rm", "k.lm4+rm", FOUR_BITS, "q4_0")):
+        for verb in ("encode", "decode"):
+            yield Case(f"{verb} keys, {title}; ggml {kind}", f"{verb}.{op}", "ggml",
+                       f"{verb}.{kind}", codec(error, "keys"))
 
 
 def all_cases():

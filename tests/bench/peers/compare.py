@@ -24,8 +24,8 @@ import table
 HERE = pathlib.Path(__file__).resolve().parent
 PEERS = ("numpy", "torch", "kvpress", "faiss", "ggml", "lmcache")
 # Seconds for the pairs of one case, and pairs at most and at least.
-FULL, QUICK = (5.5, 42, 8), (1.0, 12, 5)
-DROPPED_PAIRS = 1  # of either: it tells whether a run is short
+FULL, QUICK = (5.5, 43, 9), (1.0, 13, 6)
+DROPPED_PAIRS = 2  # the first of either: allocators grow, and it shows which runs are short
 SHORT_NS = 60e6
 RESAMPLES = 4000
 # glibc keeps what is freed, so that large temporaries do not fault in page by page at every call;

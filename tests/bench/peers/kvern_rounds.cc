@@ -114,6 +114,7 @@ class Ops {
       makers_["snapkv" + suffix] = [=, this] { return SnapKv(group); };
     }
     AddCodec("v.i8t", {CodecId::kI8t, 0}, Role::kValue);
+    AddCodec("v.i4t", {CodecId::kI4t, 0}, Role::kValue);
     AddCodec("v.lm4", {CodecId::kLm4, kFlagHadamard}, Role::kValue);
     AddCodec("k.i8t+rm", {CodecId::kI8t, kFlagRopeMean}, Role::kKey);
     AddCodec("k.lm4+rm", {CodecId::kLm4, kFlagHadamard | kFlagRopeMean}, Role::kKey);
