@@ -51,14 +51,14 @@ PagedRows::PagedRows(const Shape& shape, int64_t tokens) {
   ref_.strides.block = shape.kv_heads * ref_.strides.head;
   ref_.block_ids = block_ids_.data();
   bytes_ = blocks * ref_.strides.block;
-  memory_ = std::make_unique<std::byte[]>(bytes_);
-  ref_.base = memory_.get();
+  memory_ = std::make_unique<Page[]>((bytes_ + sizeof(Page) - 1) / sizeof(Page));
+  ref_.base = memory_[0].bytes;
 }
 
 void PagedRows::FillNormal(uint64_t seed) {
   const int64_t size = SizeOf(ref_.dtype);
   const std::vector<float> normals = Normals<float>(std::min(kPeriod, bytes_ / size), seed);
-  std::byte* const begin = memory_.get();
+  std::byte* const begin = ref_.base;
   VisitDType(ref_.dtype, [&](auto tag) {
     using T = typename decltype(tag)::type;
     for (size_t at = 0; at < normals.size(); ++at) {

@@ -36,13 +36,18 @@ class PagedRows {
   PagedRows& operator=(PagedRows&&) = default;
 
   LayerRefs refs() const { return {&ref_, 1}; }
-  std::span<std::byte> memory() { return {memory_.get(), static_cast<size_t>(bytes_)}; }
+  std::span<std::byte> memory() { return {memory_[0].bytes, static_cast<size_t>(bytes_)}; }
   // At most a million standard normals over and over: the period is no multiple of a row.
   void FillNormal(uint64_t seed);
 
  private:
+  // Memory of pools is mapped, so that it starts where a page does.
+  struct alignas(4096) Page {
+    std::byte bytes[4096];
+  };
+
   int64_t bytes_ = 0;
-  std::unique_ptr<std::byte[]> memory_;
+  std::unique_ptr<Page[]> memory_;
   std::vector<uint32_t> block_ids_;
   KvRef ref_;
 };
