@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <memory>
 #include <numeric>
+#include <span>
+#include <vector>
 
 #include "client/cli/bench/ops.h"
 #include "kernels/base/status_macros.h"
@@ -9,6 +11,11 @@
 
 namespace kvern::bench {
 namespace {
+
+// Blocks start where memory of their alignment does, as in a store.
+struct alignas(kPackedBlockAlign) PackedUnit {
+  std::byte bytes[kPackedBlockAlign];
+};
 
 class Coded {
  public:
@@ -25,17 +32,17 @@ class Coded {
   // `packed_` need not be zeroed again: the same rows give the same bytes.
   absl::Status Encode() {
     EncodeCounts counts;
-    return at_.backend->Encode({Source(), &keep_, table_, Mean(), &at_.layer->rotation, packed_},
+    return at_.backend->Encode({Source(), &keep_, table_, Mean(), &at_.layer->rotation, Packed()},
                                &counts);
   }
   absl::Status Decode() {
-    return at_.backend->Decode({packed_, table_, Mean(), &at_.layer->rotation, out_.refs()});
+    return at_.backend->Decode({Packed(), table_, Mean(), &at_.layer->rotation, out_.refs()});
   }
   // Rows as they are, codes and scales, and the angles where a mean turns with the keys.
   int64_t FloorBytes() const {
     const Shape& shape = at_.shape();
     const bool turns = (codec_.flags & kFlagRopeMean) != 0;
-    return shape.KeyBytes() + static_cast<int64_t>(packed_.size()) +
+    return shape.KeyBytes() + static_cast<int64_t>(packed_.size() * sizeof(PackedUnit)) +
            (turns ? shape.AngleBytes() : 0);
   }
 
@@ -46,6 +53,7 @@ class Coded {
   TensorView<const Float16, 3> Mean() const {
     return DenseView(mean_.data(), int64_t{1}, at_.shape().kv_heads, at_.shape().head_dim);
   }
+  std::span<std::byte> Packed() { return std::as_writable_bytes(std::span(packed_)); }
   void KeepEverything() {
     const Shape& shape = at_.shape();
     const std::vector<int32_t> counts(shape.kv_heads, static_cast<int32_t>(shape.tokens));
@@ -62,17 +70,18 @@ class Coded {
         PackedRow row = {};
         row.kv_head = head;
         row.role = static_cast<int64_t>(role_);
-        row.codec = static_cast<int64_t>(codec_.id);
-        row.flags = codec_.flags;
         row.first_slot = slot;
         row.tokens = std::min<int64_t>(kPackedBlockTokens, shape.tokens - slot);
+        const CodecSpec codec = CodecOfBlock(codec_, row.tokens);
+        row.codec = static_cast<int64_t>(codec.id);
+        row.flags = codec.flags;
         row.byte_offset = bytes;
-        bytes += AlignUp(BlockBytes(codec_.id, shape.dtype, row.tokens, shape.head_dim),
+        bytes += AlignUp(BlockBytes(codec.id, shape.dtype, row.tokens, shape.head_dim),
                          kPackedBlockAlign);
         table_.push_back(row);
       }
     }
-    packed_.resize(bytes);
+    packed_.resize(bytes / kPackedBlockAlign);
   }
 
   const Setting at_;
@@ -80,7 +89,7 @@ class Coded {
   const Role role_;
   KeepList keep_;
   std::vector<PackedRow> table_;
-  std::vector<std::byte> packed_;
+  std::vector<PackedUnit> packed_;
   std::vector<Float16> mean_;
   PagedRows out_;
 };
