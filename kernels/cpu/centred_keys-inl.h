@@ -1,5 +1,6 @@
-// Keys of one head minus a fixed key of that head, a chunk at a time. Models with a key bias have
-// keys far from zero, where an f32 dot product spends its digits on what all tokens share.
+// Columns of the keys of one head minus a fixed key of that head, a tile at a time. Models with a
+// key bias have keys far from zero, where an f32 dot product spends its digits on what all tokens
+// share.
 #if defined(KVERN_KERNELS_CPU_CENTRED_KEYS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KVERN_KERNELS_CPU_CENTRED_KEYS_INL_H_
 #undef KVERN_KERNELS_CPU_CENTRED_KEYS_INL_H_
@@ -11,9 +12,10 @@
 #include <cstdint>
 
 #include "hwy/highway.h"
-#include "kernels/cpu/dots-inl.h"
+#include "kernels/cpu/column_dots-inl.h"
+#include "kernels/cpu/columns-inl.h"
 #include "kernels/cpu/heads.h"
-#include "kernels/cpu/row_stream-inl.h"
+#include "kernels/cpu/kv_row-inl.h"
 #include "kernels/cpu/rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,8 +28,8 @@ class CentredKeys {
       : keys_(keys),
         head_(problem.head),
         tokens_(tokens),
-        rows_(TakeTile<float>(problem.scratch, kChunkTokens, keys.head_dim)),
-        centred_(TakeTile<float>(problem.scratch, kChunkTokens, keys.head_dim)),
+        rows_(TakeTile<float>(problem.scratch, kColumnTokens, keys.head_dim)),
+        columns_(problem.scratch.Take<float>(rows_.Size())),
         reference_(problem.scratch.Take<float>(PadToLanes(keys.head_dim))) {}
 
   // Once scratch.Taken() is ok. The reference key is the first finite one of the tokens in `mask`
@@ -42,38 +44,29 @@ class CentredKeys {
   int64_t head_dim() const { return keys_.head_dim; }
   // [padded head_dim]
   const float* reference() const { return reference_; }
-  // [count, padded head_dim] of the last Load.
-  TensorView<float, 2> rows() const { return FirstRows(rows_, count_); }
-  TensorView<float, 2> centred() const { return FirstRows(centred_, count_); }
+  // [head_dim, kColumnTokens] of the last Load.
+  const float* columns() const { return columns_; }
 
-  HWY_INLINE void Load(int64_t first, int64_t count) {
-    count_ = count;
-    LoadRows(keys_, head_, first, FirstRows(rows_, count));
-    const LaneTag<float> d;
-    const int64_t padded = rows_.stride[0];
-    for (int64_t r = 0; r < count; ++r) {
-      for (int64_t i = 0; i < padded; i += static_cast<int64_t>(hn::MaxLanes(d))) {
-        const auto x = hn::Load(d, rows_.At(r) + i);
-        hn::Store(hn::Sub(x, hn::Load(d, reference_ + i)), d, centred_.At(r) + i);
-      }
+  // The tile from token `first`, which exists; those past the end are the last one again.
+  HWY_INLINE void Load(int64_t first) {
+    const int64_t count = std::min(kColumnTokens, tokens_ - first);
+    const bool in_place = keys_.HasContiguousRows() && keys_.head_dim % kLanes == 0;
+    ColumnSource from;
+    from.n = rows_.stride[0];
+    from.reference = reference_;
+    if (!in_place) LoadRows(keys_, head_, first, FirstRows(rows_, count));
+    for (int64_t r = 0; r < kColumnTokens; ++r) {
+      const int64_t row = std::min(r, count - 1);
+      from.rows[r] = in_place ? keys_.Address(head_, first + row)
+                              : reinterpret_cast<const std::byte*>(rows_.At(row));
     }
+    VisitDType(in_place ? keys_.dtype : DType::kF32, [&](auto tag) HWY_ATTR {
+      FillColumns<typename decltype(tag)::type>(from, columns_);
+    });
   }
-
-  // As Load, but for rows(), which stay as they were. Whoever computes between two calls fetches
-  // the next chunk, step by step.
-  HWY_INLINE void LoadCentred(int64_t first, int64_t count) {
-    const RowStream stream = {keys_, head_};
-    if (!stream.IsPlain()) return Load(first, count);
-    count_ = count;
-    stream.Read(first, reference_, centred());
-  }
-  HWY_INLINE void Fetch(int64_t first, int64_t step, int64_t steps) const {
-    RowStream{keys_, head_}.Fetch(first, step, steps);
-  }
-
-  // <vector, reference key> over the first `n` coordinates, in f64. `vector` is aligned and padded.
-  double ReferenceDot(const float* vector, int64_t n) const {
-    return LaneDotAs<double>(vector, reference_, n);
+  // Asks memory for the key of a token that Load soon reads.
+  HWY_INLINE void Fetch(int64_t token) const {
+    if (token < tokens_) PrefetchRow(keys_, keys_.Address(head_, token));
   }
 
  private:
@@ -91,10 +84,9 @@ class CentredKeys {
   const KvRef& keys_;
   int64_t head_;
   int64_t tokens_;
-  TensorView<float, 2> rows_;
-  TensorView<float, 2> centred_;
+  TensorView<float, 2> rows_;  // where keys do not lie as columns need them
+  float* columns_;
   float* reference_;
-  int64_t count_ = 0;
 };
 
 }  // namespace kvern::cpu::HWY_NAMESPACE

@@ -13,10 +13,11 @@
 #include "hwy/highway.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cpu/centred_keys-inl.h"
+#include "kernels/cpu/column_dots-inl.h"
+#include "kernels/cpu/column_norms-inl.h"
 #include "kernels/cpu/dots-inl.h"
 #include "kernels/cpu/heads.h"
 #include "kernels/cpu/rows-inl.h"
-#include "kernels/cpu/skinny_dots-inl.h"
 #include "kernels/cpu/token_rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -27,8 +28,9 @@ constexpr double kSmallestValueNorm = 1e-30;  // under a logarithm (ruling 7)
 
 // What one pass over keys and values leaves.
 struct Rows {
-  TensorView<double, 2> logits;  // [group, padded tokens], NaN for tokens that are not counted
-  float* norms;                  // [padded tokens] |value|, with value_norm
+  TensorView<double, 2>
+      logits;    // [group, tokens up to a tile], NaN for tokens that are not counted
+  float* norms;  // [tokens up to a tile] |value|, with value_norm
 };
 
 struct QueryHead {
@@ -46,7 +48,7 @@ HWY_INLINE void MaskLogits(TensorView<const uint8_t, 1> counted, int64_t first,
   }
 }
 
-// Norms of the values, a chunk at a time.
+// Norms of the values, a tile at a time.
 class ValueNorms {
  public:
   ValueNorms(const HeadProblem& problem, const ExpectedAttentionArgs& args, float* norms)
@@ -55,19 +57,28 @@ class ValueNorms {
         values_(args.value_norm ? args.values[problem.layer] : args.keys[problem.layer]),
         head_(problem.head),
         norms_(norms),
-        tile_(TakeTile<float>(problem.scratch, kChunkTokens, values_.head_dim)) {}
+        tile_(TakeTile<float>(problem.scratch, kColumnTokens, values_.head_dim)) {}
 
+  // Of `count` tokens from `first` on, at most a tile.
   HWY_INLINE void Read(int64_t first, int64_t count) const {
     if (!wanted_) return;
-    const RowStream stream = {values_, head_};
-    if (stream.IsPlain() && first + kChunkTokens <= values_.Length(head_)) {
-      stream.ReadNorms(first, norms_ + first);
-    } else {
+    const bool in_place = values_.HasContiguousRows() && values_.head_dim % kLanes == 0;
+    if (!in_place || first + kColumnTokens > values_.Length(head_)) {
       NormReader{values_, head_, tile_}.Read(first, count, norms_ + first);
+      return;
     }
+    ColumnSource from;
+    from.n = values_.head_dim;
+    for (int64_t r = 0; r < kColumnTokens; ++r) from.rows[r] = values_.Address(head_, first + r);
+    VisitDType(values_.dtype, [&](auto tag) HWY_ATTR {
+      ColumnNorms<typename decltype(tag)::type>(from, norms_ + first);
+    });
   }
-  HWY_INLINE void Fetch(int64_t first, int64_t step, int64_t steps) const {
-    if (wanted_) RowStream{values_, head_}.Fetch(first, step, steps);
+  // Asks memory for the value of a token that Read soon takes.
+  HWY_INLINE void Fetch(int64_t token) const {
+    if (wanted_ && token < values_.Length(head_)) {
+      PrefetchRow(values_, values_.Address(head_, token));
+    }
   }
 
  private:
@@ -80,19 +91,19 @@ class ValueNorms {
 
 // Moments of the query heads of one group around the reference key (ref/expected_attention.cc).
 struct CentredForms {
-  TensorView<float, 2> vectors;   // [group * (1 + rank), padded head_dim]: slope, then factors
-  TensorView<float, 2> diagonal;  // [group, padded head_dim]
-  double* slope;                  // [padded head_dim] before it is rounded
-  double* factor;                 // the same
-  int64_t per_head;               // 1 + rank
+  VectorPanels vectors;    // [group * (1 + rank)] slope, then factors
+  VectorPanels diagonals;  // [group]
+  double* slope;           // [padded head_dim] before it is rounded
+  double* factor;          // the same
+  int64_t per_head;        // 1 + rank
 };
 
 CentredForms TakeForms(Scratch& scratch, const ExpectedAttentionArgs& args, int64_t group) {
   const int64_t head_dim = args.linear.shape[2];
   const int64_t per_head = 1 + int64_t{args.rank};
-  return {TakeTile<float>(scratch, group * per_head, head_dim),
-          TakeTile<float>(scratch, group, head_dim), scratch.Take<double>(PadToLanes(head_dim)),
-          scratch.Take<double>(PadToLanes(head_dim)), per_head};
+  return {VectorPanels(scratch, group * per_head, head_dim), VectorPanels(scratch, group, head_dim),
+          scratch.Take<double>(PadToLanes(head_dim)), scratch.Take<double>(PadToLanes(head_dim)),
+          per_head};
 }
 
 // Fills the vectors of query head g of the group.
@@ -111,67 +122,51 @@ void FillForm(const ExpectedAttentionArgs& args, const CentredKeys& keys, const 
     CopyVector<double>(factor, forms.factor);
     const double twice = 2.0 * LaneDotAs<double>(forms.factor, reference, head_dim);
     for (int64_t d = 0; d < head_dim; ++d) slope[d] = std::fma(twice, forms.factor[d], slope[d]);
-    CopySkinnyVector(factor, forms.vectors.At(g * forms.per_head + 1 + j));
+    forms.vectors.Fill(g * forms.per_head + 1 + j, factor);
   }
   for (int64_t d = 0; d < head_dim; ++d) {
     slope[d] = std::fma(2.0 * diagonal(d), double{reference[d]}, slope[d]);
   }
-  CopySkinnyVector<double>({slope, {head_dim}, {1}}, forms.vectors.At(g * forms.per_head));
-  CopySkinnyVector(diagonal, forms.diagonal.At(g));
+  forms.vectors.Fill<double>(g * forms.per_head, {slope, {head_dim}, {1}});
+  forms.diagonals.Fill(g, diagonal);
 }
 
-// A chunk of keys and what the forms make of it.
-struct ChunkDots {
-  QuadTile vectors;   // of CentredForms::vectors
-  QuadTile diagonal;  // of CentredForms::diagonal, with squares
+// What the forms make of a tile of keys.
+struct TileDots {
+  float* vectors;    // [group * (1 + rank), kColumnTokens]
+  float* diagonals;  // [group, kColumnTokens] with squares
 };
 
-ChunkDots TakeDots(Scratch& scratch, const CentredForms& forms) {
-  const auto take = [&](int64_t vectors) {
-    const int64_t stride = PadToQuad(vectors) * kQuad;
-    return QuadTile{scratch.Take<float>(kChunkTokens / kQuad * stride), stride};
-  };
-  return {take(forms.vectors.shape[0]), take(forms.diagonal.shape[0])};
-}
-
-// logits [kChunkTokens at the chunk] of query head g.
-HWY_INLINE void CombineDots(const CentredForms& forms, const ChunkDots& dots, int64_t g,
-                            double* logits) {
-  const hn::CappedTag<double, kQuad> d;
-  const hn::Rebind<float, decltype(d)> narrow;
-  const int64_t first = g * forms.per_head;
-  for (int64_t r = 0; r < kChunkTokens; r += static_cast<int64_t>(hn::MaxLanes(d))) {
-    const int64_t quad = r / kQuad;
-    const auto dot = [&](const QuadTile& tile, int64_t vector) HWY_ATTR {
-      return hn::PromoteTo(d, hn::Load(narrow, tile.At(quad, vector) + r % kQuad));
-    };
-    auto logit = dot(dots.vectors, first);
+// logits [kColumnTokens at the tile] of query head g.
+HWY_INLINE void CombineDots(const CentredForms& forms, const TileDots& dots, int64_t g,
+                            double* HWY_RESTRICT logits) {
+  const TokenTag d;
+  const hn::Rebind<float, TokenTag> narrow;
+  const float* of_head = dots.vectors + g * forms.per_head * kColumnTokens;
+  const float* of_diagonal = dots.diagonals + g * kColumnTokens;
+  const auto wide = [&](const float* from)
+                        HWY_ATTR { return hn::PromoteTo(d, hn::Load(narrow, from)); };
+  for (int64_t r = 0; r < kColumnTokens; r += TokenStep()) {
+    TokenVec logit = wide(of_head + r);
     for (int64_t j = 1; j < forms.per_head; ++j) {
-      const auto image = dot(dots.vectors, first + j);
+      const TokenVec image = wide(of_head + j * kColumnTokens + r);
       logit = hn::MulAdd(image, image, logit);
     }
-    hn::Store(hn::Add(logit, dot(dots.diagonal, g)), d, logits + r);
+    hn::Store(hn::Add(logit, wide(of_diagonal + r)), d, logits + r);
   }
 }
 
-HWY_INLINE SkinnyBlock BlockOf(TensorView<float, 2> rows, TensorView<float, 2> vectors, int64_t n) {
-  return {.rows = rows.data,
-          .row_stride = rows.stride[0],
-          .row_count = PadToQuad(rows.shape[0]),
-          .vectors = vectors.data,
-          .vector_stride = vectors.stride[0],
-          .vector_count = vectors.shape[0],
-          .n = n};
-}
-
-// Fetches keys and values from `first` on.
-struct NextChunk {
+// Fetches the keys and values of the tile from `first` on, a token at a time.
+struct NextTile {
   const CentredKeys& keys;
   const ValueNorms& values;
   int64_t first;
-  HWY_INLINE void operator()(int64_t step, int64_t steps) const {
-    keys.Fetch(first, step, steps);
-    values.Fetch(first, step, steps);
+  int64_t fetched = 0;
+  HWY_INLINE void Do(int64_t done, int64_t all) {
+    for (; fetched * all < kColumnTokens * done; ++fetched) {
+      keys.Fetch(first + fetched);
+      values.Fetch(first + fetched);
+    }
   }
 };
 
@@ -183,20 +178,20 @@ absl::Status LowRankLogits(const HeadProblem& problem, const ExpectedAttentionAr
   const uint8_t* counted = args.counted.At(layer, head);
   CentredKeys keys(problem, args.keys[layer], logits.shape[1]);
   const CentredForms forms = TakeForms(scratch, args, group);
-  const ChunkDots dots = TakeDots(scratch, forms);
+  const TileDots dots = {scratch.Take<float>(group * forms.per_head * kColumnTokens),
+                         scratch.Take<float>(group * kColumnTokens)};
   const ValueNorms values(problem, args, out.norms);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   keys.FindReference(counted);
   for (int64_t g = 0; g < group; ++g) FillForm(args, keys, {layer, head * group + g, g}, forms);
-  for (int64_t first = 0; first < keys.tokens(); first += kChunkTokens) {
+  for (int64_t first = 0; first < keys.tokens(); first += kColumnTokens) {
     KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
-    const int64_t count = std::min(kChunkTokens, keys.tokens() - first);
-    keys.LoadCentred(first, count);
-    const int64_t head_dim = keys.head_dim();
-    SkinnyDots<RowPower::kOne>(BlockOf(keys.centred(), forms.vectors, head_dim), dots.vectors,
-                               NextChunk{keys, values, first + count});
-    SkinnyDots<RowPower::kSquare>(BlockOf(keys.centred(), forms.diagonal, head_dim), dots.diagonal,
-                                  NothingMeanwhile());
+    const int64_t count = std::min(kColumnTokens, keys.tokens() - first);
+    keys.Load(first);
+    NextTile next = {keys, values, first + kColumnTokens};
+    NothingMeanwhile nothing;
+    ColumnDots<KeyPower::kOne>(keys.columns(), forms.vectors, dots.vectors, next);
+    ColumnDots<KeyPower::kSquare>(keys.columns(), forms.diagonals, dots.diagonals, nothing);
     for (int64_t g = 0; g < group; ++g) CombineDots(forms, dots, g, logits.At(g, first));
     MaskLogits({counted + first, {count}, {1}}, first, logits);
     values.Read(first, count);
@@ -284,9 +279,9 @@ absl::Status FullLogits(const HeadProblem& problem, const ExpectedAttentionArgs&
       FullChunk(form, rows, logits.At(g, first));
     }
   }
-  for (int64_t first = 0; first < tokens; first += kChunkTokens) {
+  for (int64_t first = 0; first < tokens; first += kColumnTokens) {
     KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
-    const int64_t count = std::min(kChunkTokens, tokens - first);
+    const int64_t count = std::min(kColumnTokens, tokens - first);
     MaskLogits({counted + first, {count}, {1}}, first, logits);
     values.Read(first, count);
   }
@@ -359,8 +354,9 @@ absl::Status ExpectedAttentionHead(const HeadProblem& problem, const ExpectedAtt
   const KvRef& keys = args.keys[problem.layer];
   const int64_t tokens = TokensOf(keys, problem.head, scores.shape[2]);
   const int64_t group = args.q_heads / scores.shape[1];
-  Rows rows = {TakeTile<double>(scratch, group, tokens),
-               scratch.Take<float>(args.value_norm ? PadToLanes(tokens) : 0)};
+  const int64_t padded = PadToColumns(tokens);
+  Rows rows = {TakeTile<double>(scratch, group, padded),
+               scratch.Take<float>(args.value_norm ? padded : 0)};
   rows.logits.shape[1] = tokens;
   SoftMax* soft_max = scratch.Take<SoftMax>(group);
   double* log_sums = scratch.Take<double>(group);

@@ -14,149 +14,133 @@
 #include "hwy/highway.h"
 #include "kernels/base/status_macros.h"
 #include "kernels/cpu/centred_keys-inl.h"
+#include "kernels/cpu/column_dots-inl.h"
 #include "kernels/cpu/heads.h"
 #include "kernels/cpu/rows-inl.h"
-#include "kernels/cpu/skinny_dots-inl.h"
 #include "kernels/cpu/token_rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using FloatTag = hn::CappedTag<float, kLanes>;
-inline constexpr int64_t kTileQuads = kTileTokens / kQuad;
+inline constexpr int64_t kPartsPerTile = kTileTokens / kColumnTokens;
 
-// The queries of one query head and what they make of the keys. A row of `padded` numbers belongs
-// to the four tokens of a quad, [padded / 4 queries, 4 tokens].
+// The queries of one query head and what they make of the keys.
 struct QueryWindow {
-  TensorView<float, 2> queries;   // [window, padded head_dim]
-  int64_t prefix;                 // tokens before the window
-  int64_t tiles;                  // of kTileTokens
-  int64_t padded;                 // queries up to a multiple of 4, times 4
-  float* exponentials;            // [tiles, kTileQuads, padded] e^(logit - largest of the tile)
-  TensorView<double, 2> largest;  // [tiles, padded queries] dots
-  TensorView<double, 2> sums;     // [tiles, padded queries] of exponentials, then weights
-  double* lanes;                  // [4, padded] of the sums of a tile
-  float* spread;                  // [padded] largest of the tile, four times over
+  VectorPanels queries;  // [window]
+  int64_t prefix;        // tokens before the window
+  int64_t tiles;         // of kTileTokens
+  float* exponentials;   // [tiles, kPartsPerTile, window, kColumnTokens] e^(logit - largest
+                         // of the tile); dots before that
+  TensorView<double, 2> largest;  // [tiles, padded window] dots
+  TensorView<double, 2> sums;     // [tiles, padded window] of exponentials, then weights
 
-  HWY_INLINE QuadTile TileAt(int64_t tile) const {
-    return {exponentials + tile * kTileQuads * padded, padded};
+  // [window, kColumnTokens]
+  HWY_INLINE float* PartAt(int64_t tile, int64_t part) const {
+    return exponentials + (tile * kPartsPerTile + part) * queries.count() * kColumnTokens;
   }
 };
 
 QueryWindow TakeWindow(Scratch& scratch, const WindowAttentionArgs& args, int64_t tokens) {
-  QueryWindow window;
   const int64_t size = args.queries.shape[2];
-  window.queries = TakeTile<float>(scratch, size, args.queries.shape[3]);
-  window.prefix = std::max<int64_t>(tokens - size, 0);
-  window.tiles = window.prefix == 0 ? 0 : (tokens + kTileTokens - 1) / kTileTokens;
-  window.padded = PadToQuad(size) * kQuad;
-  window.exponentials = scratch.Take<float>(window.tiles * kTileQuads * window.padded);
-  window.largest = TakeTile<double>(scratch, window.tiles, size);
-  window.sums = TakeTile<double>(scratch, window.tiles, size);
-  window.lanes = scratch.Take<double>(window.padded * kQuad);
-  window.spread = scratch.Take<float>(window.padded);
-  return window;
+  const int64_t prefix = std::max<int64_t>(tokens - size, 0);
+  const int64_t tiles = prefix == 0 ? 0 : (tokens + kTileTokens - 1) / kTileTokens;
+  return {.queries = VectorPanels(scratch, size, args.queries.shape[3]),
+          .prefix = prefix,
+          .tiles = tiles,
+          .exponentials = scratch.Take<float>(tiles * kTileTokens * size),
+          .largest = TakeTile<double>(scratch, tiles, size),
+          .sums = TakeTile<double>(scratch, tiles, size)};
 }
 
 // queries: [window, head_dim].
 void FillWindow(TensorView<const float, 2> queries, const QueryWindow& window) {
   for (int64_t i = 0; i < queries.shape[0]; ++i) {
-    CopySkinnyVector<float>({queries.At(i), {queries.shape[1]}, {queries.stride[1]}},
-                            window.queries.At(i));
+    window.queries.Fill<float>(i, {queries.At(i), {queries.shape[1]}, {queries.stride[1]}});
   }
 }
 
-// Fetches keys from `first` on.
+// Fetches the keys from `first` on, a token at a time.
 struct NextKeys {
   const CentredKeys& keys;
   int64_t first;
-  HWY_INLINE void operator()(int64_t step, int64_t steps) const { keys.Fetch(first, step, steps); }
+  int64_t fetched = 0;
+  HWY_INLINE void Do(int64_t done, int64_t all) {
+    for (; fetched * all < kColumnTokens * done; ++fetched) keys.Fetch(first + fetched);
+  }
 };
 
 // The dots of a tile of keys with all queries.
 HWY_INLINE void TileDots(CentredKeys& keys, const QueryWindow& window, int64_t tile) {
-  const int64_t first = tile * kTileTokens;
-  const int64_t count = std::min(kTileTokens, keys.tokens() - first);
-  QuadTile out = window.TileAt(tile);
-  for (int64_t done = 0; done < count; done += kChunkTokens) {
-    keys.LoadCentred(first + done, std::min(kChunkTokens, count - done));
-    SkinnyDots<RowPower::kOne>({.rows = keys.centred().data,
-                                .row_stride = keys.centred().stride[0],
-                                .row_count = PadToQuad(keys.centred().shape[0]),
-                                .vectors = window.queries.data,
-                                .vector_stride = window.queries.stride[0],
-                                .vector_count = window.queries.shape[0],
-                                .n = keys.head_dim()},
-                               out, NextKeys{keys, first + done + kChunkTokens});
-    out.data += kChunkTokens / kQuad * out.stride;
+  for (int64_t part = 0; part < kPartsPerTile; ++part) {
+    const int64_t first = tile * kTileTokens + part * kColumnTokens;
+    if (first >= keys.tokens()) return;
+    keys.Load(first);
+    NextKeys next = {keys, first + kColumnTokens};
+    ColumnDots<KeyPower::kOne>(keys.columns(), window.queries, window.PartAt(tile, part), next);
   }
 }
 
 // Tokens that a query does not see, and those past the end, have no dot.
 void HideFuture(const QueryWindow& window, int64_t tile) {
   const int64_t first = tile * kTileTokens;
-  const QuadTile dots = window.TileAt(tile);
   for (int64_t token = std::max(first, window.prefix); token < first + kTileTokens; ++token) {
-    float* row = dots.At((token - first) / kQuad, 0) + (token - first) % kQuad;
-    const int64_t blind = std::min(token - window.prefix, window.queries.shape[0]);
-    for (int64_t i = 0; i < blind; ++i) row[i * kQuad] = kNoScore;
+    float* dot = window.PartAt(tile, (token - first) / kColumnTokens) + token % kColumnTokens;
+    const int64_t blind = std::min(token - window.prefix, window.queries.count());
+    for (int64_t i = 0; i < blind; ++i) dot[i * kColumnTokens] = kNoScore;
   }
 }
 
-// The largest finite dot of each query in the tile.
-HWY_INLINE void TileLargest(const QueryWindow& window, int64_t tile) {
-  const FloatTag d;
-  const QuadTile dots = window.TileAt(tile);
-  float* HWY_RESTRICT spread = window.spread;
-  for (int64_t i = 0; i < window.padded; i += static_cast<int64_t>(hn::MaxLanes(d))) {
-    auto largest = hn::Set(d, -std::numeric_limits<float>::infinity());
-    for (int64_t quad = 0; quad < kTileQuads; ++quad) {
-      const auto dot = hn::Load(d, dots.At(quad, 0) + i);
-      largest = hn::IfThenElse(hn::And(hn::IsFinite(dot), hn::Gt(dot, largest)), dot, largest);
+// The largest finite dot of query i in the tile.
+HWY_INLINE float TileLargest(const QueryWindow& window, int64_t tile, int64_t i) {
+  const ColumnTag d;
+  const ColumnVec none = hn::Set(d, -std::numeric_limits<float>::infinity());
+  ColumnVec largest = none;
+  for (int64_t part = 0; part < kPartsPerTile; ++part) {
+    const float* dots = window.PartAt(tile, part) + i * kColumnTokens;
+    for (int64_t token = 0; token < kColumnTokens; token += kColumnLanes) {
+      const ColumnVec dot = hn::Load(d, dots + token);
+      largest = hn::Max(largest, hn::IfThenElse(hn::IsFinite(dot), dot, none));
     }
-    hn::Store(largest, d, spread + i);
   }
-  for (int64_t i = 0; i < window.queries.shape[0] * kQuad; i += kQuad) {
-    const float largest = *std::max_element(spread + i, spread + i + kQuad);
-    std::fill(spread + i, spread + i + kQuad, largest);
-    window.largest(tile, i / kQuad) = double{largest};
-  }
+  return hn::GetLane(hn::MaxOfLanes(d, largest));
 }
 
-// Turns the dots of a tile into exponentials and leaves their sums.
-HWY_INLINE void TileExponentials(const QueryWindow& window, int64_t tile, float scale) {
-  const FloatTag d;
-  const hn::Half<FloatTag> half;
+// What the exponentials of a query in a tile are made with.
+struct TileScale {
+  float largest;  // dot
+  float scale;
+};
+
+// Turns the dots of query i in a tile into exponentials; their sum.
+HWY_INLINE double TileExponentials(const QueryWindow& window, int64_t tile, int64_t i,
+                                   const TileScale& by) {
+  const ColumnTag d;
+  const hn::Half<ColumnTag> half;
   const hn::Rebind<double, decltype(half)> wide;
-  const QuadTile dots = window.TileAt(tile);
-  const auto step = static_cast<int64_t>(hn::MaxLanes(d));
-  constexpr int64_t kRounds = kLanes / kQuad;  // quads to a round of the 16 lanes
-  for (int64_t i = 0; i < window.padded; i += step) {
-    const auto largest = hn::Load(d, window.spread + i);
-    for (int64_t round = 0; round < kRounds; ++round) {
-      auto lower = hn::Zero(wide), upper = lower;
-      for (int64_t quad = round; quad < kTileQuads; quad += kRounds) {
-        float* at = dots.At(quad, 0) + i;
-        const auto dot = hn::Load(d, at);
+  constexpr int kRegisters = kLanes / kColumnLanes;  // to a round of the 16 lanes
+  hn::Vec<decltype(wide)> sum[2 * kRegisters];
+  Unroll<2 * kRegisters>([&](auto k) KVERN_INLINE_STEP { sum[k] = hn::Zero(wide); });
+  const ColumnVec largest = hn::Set(d, by.largest), scale = hn::Set(d, by.scale);
+  for (int64_t part = 0; part < kPartsPerTile; ++part) {
+    float* dots = window.PartAt(tile, part) + i * kColumnTokens;
+    for (int64_t token = 0; token < kColumnTokens; token += kLanes) {
+      Unroll<kRegisters>([&](auto k) KVERN_INLINE_STEP {
+        float* at = dots + token + k * kColumnLanes;
+        const ColumnVec dot = hn::Load(d, at);
         const auto finite = hn::IsFinite(dot);
-        const auto e = VectorExpFloat(d, hn::Mul(hn::Sub(dot, largest), hn::Set(d, scale)));
+        const ColumnVec e = VectorExpFloat(d, hn::Mul(hn::Sub(dot, largest), scale));
         hn::Store(hn::IfThenElse(finite, e, hn::Set(d, kNoScore)), d, at);
-        const auto counted = hn::IfThenElseZero(finite, e);
-        lower = hn::Add(lower, hn::PromoteTo(wide, hn::LowerHalf(half, counted)));
-        upper = hn::Add(upper, hn::PromoteTo(wide, hn::UpperHalf(half, counted)));
-      }
-      hn::Store(lower, wide, window.lanes + round * window.padded + i);
-      hn::Store(upper, wide, window.lanes + round * window.padded + i + step / 2);
+        const ColumnVec counted = hn::IfThenElseZero(finite, e);
+        sum[2 * k] = hn::Add(sum[2 * k], hn::PromoteTo(wide, hn::LowerHalf(half, counted)));
+        sum[2 * k + 1] = hn::Add(sum[2 * k + 1], hn::PromoteTo(wide, hn::UpperHalf(half, counted)));
+      });
     }
   }
-  for (int64_t i = 0; i < window.padded; i += kQuad) {
-    double lanes[kLanes];
-    for (int64_t lane = 0; lane < kLanes; ++lane) {
-      lanes[lane] = window.lanes[lane / kQuad * window.padded + i + lane % kQuad];
-    }
-    window.sums(tile, i / kQuad) = TreeSum(lanes);
-  }
+  HWY_ALIGN double lanes[kLanes];
+  Unroll<2 * kRegisters>(
+      [&](auto k) KVERN_INLINE_STEP { hn::Store(sum[k], wide, lanes + k * kColumnLanes / 2); });
+  return LaneTreeSum(lanes);
 }
 
 // sums become weights: the probability of a token whose exponential is 1.
@@ -182,22 +166,30 @@ void WeighTiles(const QueryWindow& window, double scale) {
   }
 }
 
-// shares [prefix up to a tile] = mean over the queries of their softmax attention.
+// shares [prefix up to kColumnTokens] = mean over the queries of their softmax attention.
 HWY_INLINE void AverageAttention(const QueryWindow& window, double* HWY_RESTRICT shares) {
-  const hn::CappedTag<double, kQuad> d;
-  const hn::Rebind<float, decltype(d)> narrow;
-  const int64_t queries = window.queries.shape[0];
-  const auto divisor = hn::Set(d, static_cast<double>(queries));
-  for (int64_t token = 0; token < window.prefix; token += static_cast<int64_t>(hn::MaxLanes(d))) {
+  const TokenTag d;
+  const hn::Rebind<float, TokenTag> narrow;
+  constexpr int kStep = static_cast<int>(hn::MaxLanes(d));
+  constexpr int kRegisters = static_cast<int>(kColumnTokens) / kStep;
+  const int64_t queries = window.queries.count();
+  const TokenVec divisor = hn::Set(d, static_cast<double>(queries));
+  for (int64_t token = 0; token < window.prefix; token += kColumnTokens) {
     const int64_t tile = token / kTileTokens;
-    const float* row = window.TileAt(tile).At(token % kTileTokens / kQuad, 0) + token % kQuad;
+    const float* part = window.PartAt(tile, token % kTileTokens / kColumnTokens);
     const double* weights = window.sums.At(tile);
-    auto sum = hn::Zero(d);
+    TokenVec sum[kRegisters];
+    Unroll<kRegisters>([&](auto k) KVERN_INLINE_STEP { sum[k] = hn::Zero(d); });
     for (int64_t i = 0; i < queries; ++i) {
-      const auto e = hn::PromoteTo(d, hn::Load(narrow, row + i * kQuad));
-      sum = hn::MulAdd(e, hn::Set(d, weights[i]), sum);
+      const TokenVec weight = hn::Set(d, weights[i]);
+      Unroll<kRegisters>([&](auto k) KVERN_INLINE_STEP {
+        const auto e = hn::PromoteTo(d, hn::Load(narrow, part + i * kColumnTokens + k * kStep));
+        sum[k] = hn::MulAdd(e, weight, sum[k]);
+      });
     }
-    hn::Store(hn::Div(sum, divisor), d, shares + token);
+    Unroll<kRegisters>([&](auto k) KVERN_INLINE_STEP {
+      hn::Store(hn::Div(sum[k], divisor), d, shares + token + k * kStep);
+    });
   }
 }
 
@@ -209,8 +201,12 @@ absl::Status FillShares(const Runner& runner, CentredKeys& keys, const QueryWind
     KVERN_RETURN_IF_ERROR(runner.Check());
     TileDots(keys, window, tile);
     HideFuture(window, tile);
-    TileLargest(window, tile);
-    TileExponentials(window, tile, static_cast<float>(scale));
+    for (int64_t i = 0; i < window.queries.count(); ++i) {
+      const float largest = TileLargest(window, tile, i);
+      window.largest(tile, i) = double{largest};
+      window.sums(tile, i) =
+          TileExponentials(window, tile, i, {largest, static_cast<float>(scale)});
+    }
   }
   WeighTiles(window, scale);
   AverageAttention(window, shares);
@@ -258,7 +254,7 @@ absl::Status WindowAttentionHead(const HeadProblem& problem, const WindowAttenti
   CentredKeys keys(problem, ref, tokens);
   const int64_t prefix = window.prefix;
   const int64_t margin = PadToLanes(args.pool_width / 2);
-  const int64_t padded = PadToLanes(prefix);
+  const int64_t padded = PadToColumns(prefix);
   double* shares = scratch.Take<double>(padded + 2 * margin);
   double* group = scratch.Take<double>(padded);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
