@@ -47,11 +47,11 @@ check: build ## the product's tests alone, without sanitizers and fuzzing
 	@ctest --preset cpu -j $(JOBS)
 
 .PHONY: bench
-bench: deps ## measure ops, policies and calls; JSON in build/cpu/bench.json (BENCH='op/encode' for some)
+bench: deps ## measure ops and calls; JSON in build/cpu/bench.json, plot in docs/figures (BENCH='op/encode' for some, no plot)
 	@$(MAKE) --no-print-directory build/cpu/build.ninja
 	@cmake --build --preset cpu -j $(JOBS) --target kvern_bench
 	@build/cpu/kvern_bench --benchmark_filter='$(or $(BENCH),.)' --benchmark_out=build/cpu/bench.json --benchmark_out_format=json >/dev/null
-	@tests/bench/report.py build/cpu/bench.json
+	@tests/bench/report.py build/cpu/bench.json $(if $(BENCH),,--plot docs/figures/bench.svg)
 
 .PHONY: peers
 peers: deps ## measure ops beside other tools; JSON in build/peers (PEERS=--quick for less)
