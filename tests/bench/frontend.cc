@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "client/cli/bench/layer.h"
+#include "client/cpp/upload.h"
 #include "kernels/base/status_macros.h"
 
 namespace kvern::bench {
@@ -106,6 +107,21 @@ v1::CompressCacheRequest Frontend::Inline(v1::Placement placement, int64_t token
     tensors[role]->set_data(SomeBytes(tokens, 1 + role));
   }
   return request;
+}
+
+Frontend::Stored Frontend::ToStore(int64_t tokens) const {
+  Stored stored = {{}, tokens, SomeBytes(tokens, 1), SomeBytes(tokens, 2)};
+  stored.header.set_name("sequences/bench");
+  stored.header.set_model(model_);
+  stored.header.add_layer_indices(0);
+  stored.header.set_dtype(v1::DTYPE_BF16);
+  return stored;
+}
+
+absl::Status Frontend::Put(const Stored& stored) const {
+  const client::DenseCache cache = {std::as_bytes(std::span(stored.k)),
+                                    std::as_bytes(std::span(stored.v)), stored.tokens};
+  return client::PutSequence(client_, stored.header, cache, /*progress=*/nullptr).status();
 }
 
 absl::StatusOr<v1::CompressCacheResponse> Frontend::Call(v1::CompressCacheRequest& request) {

@@ -34,6 +34,15 @@ class Frontend {
   // Every call is the first of its sequences: a higher epoch forgets what the last one did.
   // Errors: of the call, of any sequence.
   absl::StatusOr<v1::CompressCacheResponse> Call(v1::CompressCacheRequest& request);
+  // A sequence to store: header, and keys and values of `tokens` tokens.
+  struct Stored {
+    v1::StoredSequence header;
+    int64_t tokens;
+    std::string k, v;
+  };
+  Stored ToStore(int64_t tokens) const;
+  // Errors: of PutSequence.
+  absl::Status Put(const Stored& stored) const;
 
   const client::Client& client() const { return client_; }
 

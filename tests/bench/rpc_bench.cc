@@ -15,10 +15,15 @@
 #include "tests/bench/allocations.h"
 #include "tests/bench/benchmarks.h"
 #include "tests/bench/frontend.h"
+#include "tests/bench/in_process.h"
 #include "tests/support/server_process.h"
 
 namespace kvern::bench {
 namespace {
+
+// Requests above this are told as a rate too.
+constexpr int64_t kCountedBytes = int64_t{1} << 20;
+constexpr int64_t kInlineTokens = 4096;  // 16 MiB, the default limit
 
 // The server's process, started at the first call, with default flags. Null when it did not start.
 support::ServerProcess* TheServer() {
@@ -41,8 +46,20 @@ double Quantile(std::vector<double>& sorted, double share) {
   return sorted[static_cast<size_t>(share * static_cast<double>(sorted.size() - 1))];
 }
 
-using Call = std::function<absl::Status(Frontend&)>;
+struct Call {
+  std::function<absl::Status(Frontend&)> run;
+  std::function<absl::Status(Frontend&)> undo = nullptr;  // so that it can run again, not timed
+  int64_t bytes = 0;                                      // that it carries; 0: no rate is told
+};
 using MakeCall = std::function<absl::StatusOr<Call>(Frontend&)>;
+
+absl::Status RunOnce(const Call& call, Frontend& frontend, double* seconds) {
+  const Instant begin = Now();
+  absl::Status status = call.run(frontend);
+  *seconds = (Now() - begin).wall;
+  if (status.ok() && call.undo != nullptr) status = call.undo(frontend);
+  return status;
+}
 
 void Measure(benchmark::State& state, const MakeCall& make) {
   constexpr int kWarmUp = 20;
@@ -50,14 +67,13 @@ void Measure(benchmark::State& state, const MakeCall& make) {
   if (frontend == nullptr) return state.SkipWithError("no server");
   absl::StatusOr<Call> call = make(*frontend);
   absl::Status status = call.status();
-  for (int i = 0; i < kWarmUp && status.ok(); ++i) status = (*call)(*frontend);
+  double seconds = 0;
+  for (int i = 0; i < kWarmUp && status.ok(); ++i) status = RunOnce(*call, *frontend, &seconds);
   std::vector<double> micros;
   for (auto unused : state) {
-    const Instant begin = Now();
-    if (status.ok()) status = (*call)(*frontend);
-    const Instant took = Now() - begin;
-    state.SetIterationTime(took.wall);
-    micros.push_back(took.wall * 1e6);
+    if (status.ok()) status = RunOnce(*call, *frontend, &seconds);
+    state.SetIterationTime(seconds);
+    micros.push_back(seconds * 1e6);
     // Each call is a line of the log, whose pipe holds some hundred.
     if (micros.size() % 64 == 0) TheServer()->Log();
   }
@@ -66,6 +82,9 @@ void Measure(benchmark::State& state, const MakeCall& make) {
   state.counters["p50_us"] = Quantile(micros, 0.50);
   state.counters["p99_us"] = Quantile(micros, 0.99);
   state.counters["min_us"] = micros.front();
+  if (call->bytes > 0) {
+    state.counters["gb_per_s"] = static_cast<double>(call->bytes) / Quantile(micros, 0.50) * 1e-3;
+  }
 }
 
 void Register(const std::string& name, int calls, const MakeCall& make) {
@@ -79,12 +98,28 @@ MakeCall Sends(
     const std::function<absl::StatusOr<v1::CompressCacheRequest>(Frontend&)>& request_of) {
   return [request_of](Frontend& frontend) -> absl::StatusOr<Call> {
     KVERN_ASSIGN_OR_RETURN(v1::CompressCacheRequest request, request_of(frontend));
-    return [request](Frontend& at) mutable { return at.Call(request).status(); };
+    const auto bytes = static_cast<int64_t>(request.ByteSizeLong());
+    return Call{.run = [request](Frontend& at) mutable { return at.Call(request).status(); },
+                .bytes = bytes > kCountedBytes ? bytes : 0};
   };
 }
 
 absl::StatusOr<Call> InfoCall(Frontend&) {
-  return [](Frontend& frontend) { return frontend.client().GetServerInfo().status(); };
+  return Call{.run = [](Frontend& at) { return at.client().GetServerInfo().status(); }};
+}
+
+// What the same work takes without a wire, on as many threads as the server has.
+absl::StatusOr<Call> InProcessCall(pipeline::Placement placement, int64_t tokens) {
+  KVERN_ASSIGN_OR_RETURN(std::shared_ptr<InProcess> bench, InProcess::Start({.tokens = tokens}));
+  return Call{.run = [=](Frontend&) { return bench->Call(bench->Job(placement)); }};
+}
+
+absl::StatusOr<Call> UploadCall(Frontend& frontend, int64_t tokens) {
+  const auto stored = std::make_shared<const Frontend::Stored>(frontend.ToStore(tokens));
+  return Call{
+      .run = [=](Frontend& at) { return at.Put(*stored); },
+      .undo = [=](Frontend& at) { return at.client().DeleteSequence(stored->header.name()); },
+      .bytes = static_cast<int64_t>(stored->k.size() + stored->v.size())};
 }
 
 // The same server in this process, where its allocations can be counted beside the client's.
@@ -101,11 +136,11 @@ void MeasureAllocations(benchmark::State& state, const MakeCall& make) {
     status.Update(frontend.status());
     absl::StatusOr<Call> call = frontend.ok() ? make(*frontend) : status;
     status.Update(call.status());
-    for (int i = 0; i < 200 && status.ok(); ++i) status = (*call)(*frontend);
+    for (int i = 0; i < 200 && status.ok(); ++i) status = call->run(*frontend);
     const int64_t before = Allocations();
     int64_t calls = 0;
     for (auto unused : state) {
-      if (status.ok()) status = (*call)(*frontend);
+      if (status.ok()) status = call->run(*frontend);
       ++calls;
       state.SetIterationTime(1e-6);
     }
@@ -136,6 +171,13 @@ void RegisterRpcBenchmarks() {
   Register("CompressCache inline 1 MiB, INDICES_ONLY", 1000, Sends([](Frontend& frontend) {
              return frontend.Inline(v1::PLACEMENT_INDICES_ONLY, kSmallTokens);
            }));
+  Register("CompressCache inline 16 MiB, INDICES_ONLY", 60, Sends([](Frontend& frontend) {
+             return frontend.Inline(v1::PLACEMENT_INDICES_ONLY, kInlineTokens);
+           }));
+  Register("PutSequence 128 MiB", 20,
+           [](Frontend& frontend) { return UploadCall(frontend, kLongTokens); });
+  Register("in process, pooled 1 MiB, COPY_TO", 2000,
+           [](Frontend&) { return InProcessCall(pipeline::Placement::kCopyTo, kSmallTokens); });
   Register("CompressCache pooled 1 MiB, COPY_TO", 2000,
            pooled(v1::PLACEMENT_COPY_TO, kSmallTokens, 1));
   Register("CompressCache pooled 1 MiB, INDICES_ONLY", 2000,
