@@ -51,8 +51,9 @@ HWY_INLINE hn::Vec<D> FoldToBlocks(const T* HWY_RESTRICT lanes, int64_t stride) 
   if constexpr (kBlocks == 1) {
     return sum(0);
   } else {
+    // b's halves change places: one of the two registers added is a blend, which every unit does.
     const auto halve = [&](hn::Vec<D> a, hn::Vec<D> b) KVERN_INLINE_STEP {
-      return hn::Add(hn::ConcatLowerLower(d, b, a), hn::ConcatUpperUpper(d, b, a));
+      return hn::Add(hn::ConcatUpperLower(d, b, a), hn::ConcatLowerUpper(d, b, a));
     };
     if constexpr (kBlocks == 2) {
       return halve(sum(0), sum(1));
@@ -60,8 +61,8 @@ HWY_INLINE hn::Vec<D> FoldToBlocks(const T* HWY_RESTRICT lanes, int64_t stride) 
       static_assert(kBlocks == 4);
       const auto even = halve(sum(0), sum(2));
       const auto odd = halve(sum(1), sum(3));
-      return hn::Add(hn::OddEvenBlocks(hn::SwapAdjacentBlocks(odd), even),
-                     hn::OddEvenBlocks(odd, hn::SwapAdjacentBlocks(even)));
+      return hn::Add(hn::OddEvenBlocks(odd, even),
+                     hn::SwapAdjacentBlocks(hn::OddEvenBlocks(even, odd)));
     }
   }
 }

@@ -12,14 +12,13 @@
 // After foreach_target.h, which decides for what it is compiled.
 #include "hwy/highway.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/cpu/band_dots-inl.h"
 #include "kernels/cpu/head_runs.h"
 #include "kernels/cpu/heads.h"
 #include "kernels/cpu/reference_key-inl.h"
 #include "kernels/cpu/row_chunks-inl.h"
 #include "kernels/cpu/rows-inl.h"
 #include "kernels/cpu/token_rows-inl.h"
-#include "kernels/cpu/tree_sums-inl.h"
-#include "kernels/cpu/unroll-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
@@ -36,18 +35,22 @@ struct QueryGroup {
   TensorView<double, 2> raw;  // [group, padded tokens]
 };
 
+// Rows whose distance is a power of two would share the same few lines of every cache.
+constexpr int64_t kRowGap = 2 * kLanes;
+
 QueryGroup TakeGroup(const HeadRun& run, const TriAttentionArgs& args, int64_t head) {
   Scratch& scratch = run.scratch;
   const KvRef& keys = args.keys[run.layer];
   const int64_t size = args.q_heads / args.scores.shape[1];
   const int64_t vectors = size * args.columns;
-  return {.head = head,
-          .size = size,
-          .u = TakeTile<float>(scratch, vectors, 2 * int64_t{args.bands}),
-          .w = TakeTile<float>(scratch, size, args.bands),
-          .constant = scratch.Take<double>(vectors),
-          .reference = {keys, head, TakeTile<float>(scratch, 1, keys.head_dim)},
-          .raw = TakeTile<double>(scratch, size, TokensOf(keys, head, args.scores.shape[2]))};
+  return {
+      .head = head,
+      .size = size,
+      .u = TakeTile<float>(scratch, vectors, 2 * int64_t{args.bands}),
+      .w = TakeTile<float>(scratch, size, args.bands),
+      .constant = scratch.Take<double>(vectors),
+      .reference = {keys, head, TakeTile<float>(scratch, 1, keys.head_dim)},
+      .raw = TakeTile<double>(scratch, size, TokensOf(keys, head, args.scores.shape[2]) + kRowGap)};
 }
 
 void FillGroup(const HeadRun& run, const TriAttentionArgs& args, QueryGroup& group) {
@@ -67,148 +70,36 @@ void FillGroup(const HeadRun& run, const TriAttentionArgs& args, QueryGroup& gro
   }
 }
 
-// Keys minus the reference key: what u is multiplied with.
-struct CentredPart {
-  static constexpr bool kReadsFirst = true;  // rows come out of memory: it asks for later ones
-  const float* reference;                    // aligned
-  int64_t n;                                 // 2 * bands
+// Where raw scores go while keys are read. Rows that do not fit into a cache are out of it before
+// they are read again: a store that waits for its line costs more than the dots.
+enum class RawRows : uint8_t { kInCache, kPastCaches };
 
-  template <class D, class T>
-  HWY_INLINE hn::Vec<D> operator()(D d, const T* key, int64_t i) const {
-    return hn::Sub(LoadAsFloat(d, key + i), hn::Load(d, reference + i));
-  }
-};
-
-// Lengths of the bands: what w is multiplied with.
-struct BandPart {
-  static constexpr bool kReadsFirst = false;
-  RopeLayout layout;
-  int64_t n;  // bands
-
-  template <class D, class T>
-  HWY_INLINE hn::Vec<D> operator()(D d, const T* key, int64_t band) const {
-    auto re = hn::Undefined(d);
-    auto im = hn::Undefined(d);
-    if (layout == RopeLayout::kHalf) {
-      re = LoadAsFloat(d, key + band);
-      im = LoadAsFloat(d, key + n + band);
-    } else {
-      const auto low = LoadAsFloat(d, key + 2 * band);
-      const auto high = LoadAsFloat(d, key + 2 * band + static_cast<int64_t>(hn::MaxLanes(d)));
-      re = hn::ConcatEven(d, high, low);
-      im = hn::ConcatOdd(d, high, low);
-    }
-    return hn::Sqrt(hn::MulAdd(re, re, hn::Mul(im, im)));
-  }
-};
-
-// Rows and vectors of one panel: their sums fit into registers, and hide the latency of fma.
-constexpr int kPanelKeys = 4;
-constexpr int kMostVectors = hn::MaxLanes(LaneTag<float>()) == kLanes ? 4 : 2;
-
-// Parts of keys, and the vectors they are multiplied with.
-template <class Part>
-struct Factors {
-  const Part& part;
-  TensorView<const float, 2> vectors;
-};
-
-// lanes [kVectors, 16 rows, 16] of rows r to r + kPanelKeys: each a sum of part(row) * vector.
-template <int kVectors, class T, class Part>
-HWY_INLINE void PanelLanes(const RowChunk<T>& chunk, int64_t r, const Factors<Part>& factors,
-                           float* HWY_RESTRICT lanes) {
-  const Part& part = factors.part;
-  const TensorView<const float, 2> vectors = factors.vectors;
-  const LaneTag<float> d;
-  using V = hn::Vec<decltype(d)>;
-  for (int64_t at = 0; at < kLanes; at += static_cast<int64_t>(hn::MaxLanes(d))) {
-    V sum[kPanelKeys][kVectors];
-    Unroll<kPanelKeys>([&](auto k) KVERN_INLINE_STEP {
-      Unroll<kVectors>([&](auto v) KVERN_INLINE_STEP { sum[k][v] = hn::Zero(d); });
-    });
-    int64_t i = at;
-    for (; i - at + kLanes <= part.n; i += kLanes) {
-      V by[kVectors];
-      Unroll<kVectors>([&](auto v) KVERN_INLINE_STEP { by[v] = hn::Load(d, vectors.At(v) + i); });
-      Unroll<kPanelKeys>([&](auto k) KVERN_INLINE_STEP {
-        const V x = part(d, chunk.Row(r + k), i);
-        Unroll<kVectors>([&](auto v)
-                             KVERN_INLINE_STEP { sum[k][v] = hn::MulAdd(x, by[v], sum[k][v]); });
-      });
-    }
-    if (i < part.n) {
-      const auto present = Present(d, part.n - i);
-      Unroll<kPanelKeys>([&](auto k) KVERN_INLINE_STEP {
-        const V x = part(d, chunk.Row(r + k), i);
-        Unroll<kVectors>([&](auto v) KVERN_INLINE_STEP {
-          const V added = hn::MulAdd(x, hn::Load(d, vectors.At(v) + i), sum[k][v]);
-          sum[k][v] = hn::IfThenElse(present, added, sum[k][v]);
-        });
-      });
-    }
-    Unroll<kPanelKeys>([&](auto k) KVERN_INLINE_STEP {
-      Unroll<kVectors>([&](auto v) KVERN_INLINE_STEP {
-        hn::Store(sum[k][v], d, lanes + (v * kChunkTokens + r + k) * kLanes + at);
-      });
-    });
-  }
+RawRows RawRowsOf(const HeadRun& run, const TriAttentionArgs& args) {
+  constexpr int64_t kCacheBytes = 512 << 10;
+  const int64_t rows = run.count * args.q_heads / args.scores.shape[1];
+  const int64_t bytes = rows * args.scores.shape[2] * static_cast<int64_t>(sizeof(double));
+  return bytes <= kCacheBytes ? RawRows::kInCache : RawRows::kPastCaches;
 }
-
-// dots [kVectors, 16] = LaneDot(part(row), vector).
-template <int kVectors, class T, class Part>
-HWY_INLINE void VectorDots(const RowChunk<T>& chunk, const Part& part,
-                           TensorView<const float, 2> vectors, float* HWY_RESTRICT dots) {
-  HWY_ALIGN float lanes[kVectors * kChunkTokens * kLanes];
-  for (int64_t r = 0; r < kChunkTokens; r += kPanelKeys) {
-    for (int64_t k = 0; Part::kReadsFirst && k < kPanelKeys; ++k) chunk.Prefetch(r + k);
-    PanelLanes<kVectors>(chunk, r, Factors<Part>{part, vectors}, lanes);
-  }
-  for (int v = 0; v < kVectors; ++v) {
-    StoreTreeSums16(lanes + v * kChunkTokens * kLanes, dots + v * kChunkTokens);
-  }
-}
-
-// dots [vectors, 16], dense.
-template <class T, class Part>
-HWY_INLINE void ChunkDots(const RowChunk<T>& chunk, const Part& part, TensorView<float, 2> vectors,
-                          float* HWY_RESTRICT dots) {
-  int64_t left = vectors.shape[0];
-  TensorView<const float, 2> some = {vectors.data, {0, vectors.shape[1]}, {vectors.stride[0], 1}};
-  const auto advance = [&](int count) HWY_ATTR {
-    some.data += count * some.stride[0];
-    dots += count * kChunkTokens;
-    left -= count;
-  };
-  for (; left >= kMostVectors; advance(kMostVectors)) {
-    VectorDots<kMostVectors>(chunk, part, some, dots);
-  }
-  if (left >= 2) {
-    VectorDots<2>(chunk, part, some, dots);
-    advance(2);
-  }
-  if (left == 1) VectorDots<1>(chunk, part, some, dots);
-}
-
-// Dots of one chunk, [vectors, 16] each.
-struct Dots {
-  float* logits;  // by u
-  float* spread;  // by w
-};
 
 // raw [16] of query head g: largest column, NaN if any is, plus the spread term.
-HWY_INLINE void RawScores(const QueryGroup& group, const Dots& dots, int64_t g, double* raw) {
+template <RawRows kRows>
+HWY_INLINE void RawScores(const QueryGroup& group, const BandDots& dots, int64_t g, double* raw) {
   const TokenTag d;
   const hn::Rebind<float, TokenTag> narrow;
   const int64_t columns = group.u.shape[0] / group.size;
   for (int64_t r = 0; r < kChunkTokens; r += TokenStep()) {
     TokenVec best = hn::Set(d, -kRowInfinity);
     for (int64_t vector = g * columns; vector < (g + 1) * columns; ++vector) {
-      const float* logits = dots.logits + vector * kChunkTokens;
+      const float* logits = dots.u + vector * kChunkTokens;
       const TokenVec dot = hn::PromoteTo(d, hn::Load(narrow, logits + r));
       best = StickyMax(best, hn::Add(dot, hn::Set(d, group.constant[vector])));
     }
-    const TokenVec spread = hn::PromoteTo(d, hn::Load(narrow, dots.spread + g * kChunkTokens + r));
-    hn::Store(hn::Add(best, spread), d, raw + r);
+    const TokenVec spread = hn::PromoteTo(d, hn::Load(narrow, dots.w + g * kChunkTokens + r));
+    if constexpr (kRows == RawRows::kInCache) {
+      hn::Store(hn::Add(best, spread), d, raw + r);
+    } else {
+      hn::Stream(hn::Add(best, spread), d, raw + r);
+    }
   }
 }
 
@@ -246,28 +137,68 @@ absl::Status ScoreGroup(const HeadRun& run, const TriAttentionArgs& args, QueryG
   return absl::OkStatus();
 }
 
+// Heads of a run, and what their chunks share.
+struct RunGroups {
+  RawRows raw_rows;
+  BandDots dots;
+  WideKeys wide;
+};
+
+// Dots of the chunk with all vectors of its group.
+template <class T>
+HWY_INLINE void GroupDots(const RowChunk<T>& chunk, const RunGroups& run, const BandVectors& by) {
+  const bool one_each = by.u.shape[0] == by.w.shape[0];
+  if (!one_each || by.layout != RopeLayout::kHalf || by.bands % kLanes != 0) {
+    return DotsOfWideKeys(chunk, by, run.wide, run.dots);
+  }
+  switch (by.w.shape[0]) {
+    case 1:
+      return FusedDots<1>(chunk, by, run.dots);
+    case 2:
+      return FusedDots<2>(chunk, by, run.dots);
+    case 3:
+      if constexpr (kMostVectors >= 3) return FusedDots<3>(chunk, by, run.dots);
+      break;
+    case 4:
+      if constexpr (kMostVectors >= 4) return FusedDots<4>(chunk, by, run.dots);
+      break;
+    default:
+      break;
+  }
+  DotsOfWideKeys(chunk, by, run.wide, run.dots);
+}
+
 absl::Status TriAttentionOfRun(const HeadRun& run, const TriAttentionArgs& args) {
   auto* groups = run.scratch.Take<QueryGroup>(run.count);
   KVERN_RETURN_IF_ERROR(run.scratch.Taken());
   for (int64_t i = 0; i < run.count; ++i) groups[i] = TakeGroup(run, args, run.first + i);
   const int64_t size = args.q_heads / args.scores.shape[1];
-  const Dots dots = {run.scratch.Take<float>(size * args.columns * kChunkTokens),
-                     run.scratch.Take<float>(size * kChunkTokens)};
+  const int64_t dims = 2 * int64_t{args.bands};
+  const RunGroups shared = {RawRowsOf(run, args),
+                            {run.scratch.Take<float>(size * args.columns * kChunkTokens),
+                             run.scratch.Take<float>(size * kChunkTokens)},
+                            {TakeTile<float>(run.scratch, kChunkTokens, dims),
+                             TakeTile<float>(run.scratch, kChunkTokens, args.bands)}};
   RowChunks chunks(run, args.keys[run.layer], ReadInSteps(args.bands));
   Spread* spreads = run.scratch.Take<Spread>(size);
   KVERN_RETURN_IF_ERROR(run.scratch.Taken());
   for (int64_t i = 0; i < run.count; ++i) FillGroup(run, args, groups[i]);
-  const BandPart bands = {args.layout, args.bands};
   const auto visit = [&](const auto& chunk) HWY_ATTR {
     const QueryGroup& group = groups[chunk.head() - run.first];
-    const CentredPart centred = {group.reference.data(), 2 * int64_t{args.bands}};
-    ChunkDots(chunk, centred, group.u, dots.logits);
-    ChunkDots(chunk, bands, group.w, dots.spread);
+    const BandVectors by = {args.layout, args.bands, group.reference.data(), group.u, group.w};
+    GroupDots(chunk, shared, by);
     for (int64_t g = 0; g < group.size; ++g) {
-      RawScores(group, dots, g, group.raw.At(g, chunk.first()));
+      double* raw = group.raw.At(g, chunk.first());
+      if (shared.raw_rows == RawRows::kInCache) {
+        RawScores<RawRows::kInCache>(group, shared.dots, g, raw);
+      } else {
+        RawScores<RawRows::kPastCaches>(group, shared.dots, g, raw);
+      }
     }
   };
-  KVERN_RETURN_IF_ERROR(chunks.ForEach(args.scores.shape[2], kChunkTokens, visit));
+  // Vectors of many heads in turn would push keys out of the first cache before they are read.
+  const int64_t turn_tokens = size > 1 ? kTileTokens : kChunkTokens;
+  KVERN_RETURN_IF_ERROR(chunks.ForEach(args.scores.shape[2], turn_tokens, visit));
   for (int64_t i = 0; i < run.count; ++i) {
     KVERN_RETURN_IF_ERROR(ScoreGroup(run, args, groups[i], spreads));
   }
