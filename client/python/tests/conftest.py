@@ -31,13 +31,13 @@ class Server:
         self.address = f"unix:{self.directory}/kvern.sock"
         command = [os.environ["KVERND"], "--listen", self.address, "--listen", "127.0.0.1:0"]
         command += ["--metrics-listen", "127.0.0.1:0", "--store-bytes", "64MiB", *flags]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr is not None
+        log = Path(self.directory) / "log"
+        with log.open("wb") as out:
+            self.process = subprocess.Popen(command, stderr=out)
         said = ""
-        for line in self.process.stderr:
-            said += line
-            if " serves on " in line:
-                break
+        while " serves on " not in said or not said.endswith("\n"):
+            assert self.process.poll() is None, said
+            said = log.read_text()
         port = re.search(r"127\.0\.0\.1:(\d+)", said)
         metrics = re.search(r"metrics on port (\d+)", said)
         assert port and metrics, said
@@ -58,8 +58,6 @@ class Server:
 
     def stop(self) -> None:
         self.kill()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
         if self._own:
             subprocess.run(["rm", "-rf", self.directory], check=True)
 

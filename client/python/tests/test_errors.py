@@ -134,7 +134,8 @@ def test_nobody_listens() -> None:
 
 
 def test_deadline(client: kvern.Client, cache: Cache) -> None:
-    error = refused(lambda: client.compress(*cache, "evict50", timeout=0.0))
+    large = random_cache(4, 2, 20000, 64)
+    error = refused(lambda: client.compress(*large, "evict50", timeout=0.001))
     assert error.code == "DEADLINE_EXCEEDED"
     assert client.compress(*cache, "evict50").outcome == "applied"
 

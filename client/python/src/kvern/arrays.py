@@ -1,11 +1,12 @@
 """Caches as numpy sees them: views of numpy arrays and of CPU torch tensors, never copies.
 
 bf16 is raw uint16 in here (kvern.dtypes). torch is looked up among the modules that are loaded
-already, and never imported.
+already; numpy users never import it.
 """
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,8 +110,8 @@ def numpy_result(raw: Raw, dtype: str) -> Raw:
 
 
 def torch_result(raw: Raw, dtype: str) -> Any:
-    """A raw array as a torch tensor over the same memory."""
-    torch = sys.modules["torch"]
+    """A raw array as a torch tensor over the same memory; asked for by name, so torch may load."""
+    torch = importlib.import_module("torch")
     if dtype == "bf16":
         return torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(raw)

@@ -46,6 +46,8 @@ class Safetensors:
         try:
             (size,) = struct.unpack("<Q", raw[:8].tobytes())
             header = json.loads(raw[8 : 8 + size].tobytes())
+            if not isinstance(header, dict):
+                raise ValueError("its JSON is no object")
             metadata = header.pop("__metadata__", {})
             body = raw[8 + size :]
         except (struct.error, ValueError, MemoryError, OverflowError) as error:

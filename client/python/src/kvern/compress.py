@@ -55,8 +55,8 @@ def _carry(session: Session, job: Job[Any]) -> Operation[tuple[Carried, str]]:
 
 def _carry_once(session: Session, job: Job[Any]) -> Operation[tuple[Carried, str]]:
     info = yield from session.info()
-    model = yield from session.model_name(job.model_or_shape())
-    request = requests.to_proto(job, model)
+    model = yield from session.model(job.model_or_shape())
+    request = requests.to_proto(job, model.name)
     via = job.via
     if via == "auto":
         via = _choose(session, job, info, request.policy)

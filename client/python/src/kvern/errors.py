@@ -33,7 +33,7 @@ _NEXT_BY_REASON = {
     "CLOSED": "make a new Client: this one was closed",
 }
 _NEXT_BY_CODE = {
-    "INVALID_ARGUMENT": "client.list_stages() lists every name, parameter and range",
+    "INVALID_ARGUMENT": "mend what the message names",
     "FAILED_PRECONDITION": "give what the message names, or choose a policy that does not need it",
     "NOT_FOUND": "check the name",
     "ALREADY_EXISTS": "choose another name, or delete the old one first",
@@ -67,7 +67,7 @@ class KvernError(Exception):
         self.reason = reason
         self.field = field
         self.retry_after = retry_after
-        self.next_step = _next_step(code, reason, retry_after)
+        self.next_step = self._next_step()
         super().__init__(message)
 
     def __str__(self) -> str:
@@ -75,6 +75,18 @@ class KvernError(Exception):
         # Servers name the field in the message as well; say it once.
         field = f"{self.field}: " if self.field and self.field not in self.message else ""
         return f"{name}: {field}{self.message}\nnext: {self.next_step}"
+
+    def _next_step(self) -> str:
+        if self.reason in _NEXT_BY_REASON:
+            return _NEXT_BY_REASON[self.reason]
+        if self.retry_after is not None:
+            return (
+                f"ask again in {self.retry_after:g} s, or raise the limit that the message names "
+                "(a flag of kvernd)"
+            )
+        if self.code == "INVALID_ARGUMENT" and "policy" in self.field:
+            return "client.list_stages() lists every name, parameter and range"
+        return _NEXT_BY_CODE.get(self.code, "the server's log has the rest")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.code, self.message, self.reason, self.field, self.retry_after)
@@ -120,17 +132,6 @@ def from_grpc(error: grpc.RpcError) -> KvernError:
 
 
 _CODE_NAMES: dict[int, str] = {code.value[0]: code.name for code in grpc.StatusCode}
-
-
-def _next_step(code: str, reason: str, retry_after: float | None) -> str:
-    if reason in _NEXT_BY_REASON:
-        return _NEXT_BY_REASON[reason]
-    if retry_after is not None:
-        return (
-            f"ask again in {retry_after:g} s, or raise the limit that the message names "
-            "(a flag of kvernd)"
-        )
-    return _NEXT_BY_CODE.get(code, "the server's log has the rest")
 
 
 def _rebuild(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,14 @@ class Rope:
     """
 
     theta: float = 0.0
-    inv_freq: tuple[float, ...] = ()
+    inv_freq: Sequence[float] = ()
     rotary_dim: int = 0
     layout: str = "half"
     attention_scaling: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Any sequence of numbers will do: a list, an array, a tensor."""
+        object.__setattr__(self, "inv_freq", tuple(float(band) for band in self.inv_freq))
 
     def to_proto(self) -> types_pb2.Rope:
         if self.layout not in _LAYOUTS:
@@ -39,7 +43,7 @@ class Rope:
         return types_pb2.Rope(
             layout=_LAYOUTS[self.layout],
             rotary_dim=self.rotary_dim,
-            inv_freq=self.inv_freq,
+            inv_freq=list(self.inv_freq),
             theta=self.theta,
             attention_scaling=self.attention_scaling,
         )

@@ -73,8 +73,11 @@ class Policy:
     on_conflict: str = ""
     calibrations: Sequence[str] = ()
 
-    def to_proto(self, cache_bytes: int) -> types_pb2.Policy:
-        """The wire's form; cache_bytes is what ``"25%"`` is of. Errors: INVALID_ARGUMENT."""
+    def to_proto(self, cache_bytes: int | None) -> types_pb2.Policy:
+        """The wire's form; cache_bytes is what ``"25%"`` is of, None where that is not known.
+
+        Errors: INVALID_ARGUMENT.
+        """
         policy = types_pb2.Policy(preset=self.preset, profile=self.profile)
         self._fill_budget(policy, cache_bytes)
         if self.budgeter:
@@ -96,7 +99,7 @@ class Policy:
         policy.calibrations.extend(self.calibrations)
         return policy
 
-    def _fill_budget(self, policy: types_pb2.Policy, cache_bytes: int) -> None:
+    def _fill_budget(self, policy: types_pb2.Policy, cache_bytes: int | None) -> None:
         given = [self.budget_tokens, self.keep_ratio, self.budget_bytes]
         if sum(value is not None for value in given) > 1:
             raise invalid(
@@ -154,12 +157,12 @@ def stage(kind: str, text: str) -> types_pb2.StageSpec:
     return spec
 
 
-def size(given: int | str, whole: int) -> int:
+def size(given: int | str, whole: int | None) -> int:
     """Bytes of ``64000``, ``"4MiB"`` or ``"25%"`` of `whole`. Errors: INVALID_ARGUMENT."""
     if isinstance(given, int):
         return given
     number, scale = given, 1.0
-    if given.endswith("%"):
+    if given.endswith("%") and whole is not None:
         number, scale = given[:-1], whole / 100
     else:
         for suffix, unit in _UNITS.items():

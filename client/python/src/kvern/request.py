@@ -12,8 +12,9 @@ import numpy as np
 from kvern.arrays import Array, Planes, indices, side
 from kvern.dtypes import WIRE_DTYPES
 from kvern.errors import invalid
-from kvern.models import Model, ModelSpec
+from kvern.models import ModelSpec
 from kvern.policy import Policy
+from kvern.session import ModelLike
 from kvern.v1 import compression_pb2, types_pb2
 
 VIAS = ("auto", "pool", "inline", "store")
@@ -39,7 +40,7 @@ class Job(Generic[Array]):
     k: Planes[Array]
     v: Planes[Array]
     policy: Policy
-    model: str | Model | ModelSpec | None = None
+    model: ModelLike | None = None
     via: str = "auto"
     packed: bool = False
     copy: bool = False
@@ -73,7 +74,7 @@ class Job(Generic[Array]):
         """Of the layers present; empty: all of the model's."""
         return tuple(int(layer) for layer in self.inputs.layer_indices)
 
-    def model_or_shape(self) -> str | Model | ModelSpec:
+    def model_or_shape(self) -> ModelLike:
         """Without a model its geometry is the cache's, and its RoPE is unknown."""
         if self.model is not None:
             return self.model
@@ -99,14 +100,8 @@ def to_proto(job: Job[Any], model: str) -> compression_pb2.CompressCacheRequest:
     sequence = compression_pb2.SequenceRequest(
         sequence_id=f"kvern-py-{uuid.uuid4().hex}",
         num_logical_tokens=job.inputs.logical_tokens,
-        protected=[types_pb2.TokenRange(begin=b, end=e) for b, e in job.inputs.protected],
     )
-    if job.inputs.positions is not None:
-        sequence.positions.CopyFrom(positions(job.inputs.positions))
-    for name in ("q_window", "attention_mass", "external_scores"):
-        given = getattr(job.inputs, name)
-        if given is not None:
-            getattr(sequence.side, name).CopyFrom(_side(job, name, given))
+    fill_inputs(sequence, job.inputs, job.k.has_layers_axis)
     request = compression_pb2.CompressCacheRequest(
         model=model, policy=policy, sequences=[sequence], validate_only=job.plan
     )
@@ -114,6 +109,20 @@ def to_proto(job: Job[Any], model: str) -> compression_pb2.CompressCacheRequest:
     request.response_mask.paths.extend(["scores"] if job.with_scores else [])
     request.response_mask.paths.extend([] if job.plan else ["k", "v", "packed"])
     return request
+
+
+def fill_inputs(
+    sequence: compression_pb2.SequenceRequest, inputs: Inputs, has_layers_axis: bool
+) -> None:
+    """Positions, protected ranges and side tensors. Errors: INVALID_ARGUMENT."""
+    for begin, end in inputs.protected:
+        sequence.protected.add(begin=begin, end=end)
+    if inputs.positions is not None:
+        sequence.positions.CopyFrom(positions(inputs.positions))
+    for name in ("q_window", "attention_mass", "external_scores"):
+        given = getattr(inputs, name)
+        if given is not None:
+            getattr(sequence.side, name).CopyFrom(_side(name, given, has_layers_axis))
 
 
 def positions(given: Any) -> types_pb2.Positions:
@@ -128,9 +137,9 @@ def tensor(planes: Planes[Any]) -> types_pb2.Tensor:
     )
 
 
-def _side(job: Job[Any], name: str, given: Any) -> types_pb2.Tensor:
+def _side(name: str, given: Any, has_layers_axis: bool) -> types_pb2.Tensor:
     raw, dtype = side(name, given)
-    shape = raw.shape if job.k.has_layers_axis else (1, *raw.shape)
+    shape = raw.shape if has_layers_axis else (1, *raw.shape)
     axes = "[layers, q_heads, window, head_dim]"
     if name != "q_window":
         axes = "[layers, kv_heads, tokens]"

@@ -12,7 +12,7 @@ from kvern.arrays import Array
 from kvern.errors import KvernError
 from kvern.v1 import compression_pb2, types_pb2
 
-_SHAPE_CLASSES = {
+SHAPE_CLASSES = {
     types_pb2.SHAPE_CLASS_S0: "S0",
     types_pb2.SHAPE_CLASS_S1: "S1",
     types_pb2.SHAPE_CLASS_S2: "S2",
@@ -192,7 +192,7 @@ def facts(
         "logical_tokens": result.num_logical_tokens,
         "physical_tokens": result.num_physical_tokens,
         "dropped_tokens": result.num_dropped_tokens,
-        "shape_class": _SHAPE_CLASSES.get(result.shape_class, ""),
+        "shape_class": SHAPE_CLASSES.get(result.shape_class, ""),
         "kept_counts": counts.reshape(rows) if counts.size else np.zeros(rows, np.int32),
         "bytes_before": result.bytes_before,
         "bytes_after": result.bytes_after,

@@ -7,13 +7,14 @@ effects in the calling thread, `kvern.aio` on the event loop; what an operation 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from kvern.v1 import compression_pb2, model_pb2, pool_pb2, server_pb2, store_pb2
 
 T = TypeVar("T")
+_CLEAN_UP_SECONDS = 2.0
 
 
 class Message(Protocol):
@@ -32,8 +33,11 @@ class Method(Generic[Request, Response]):
 
 @dataclass(frozen=True)
 class Unary:
+    """timeout: seconds, where it is not the caller's."""
+
     method: Method[Any, Any]
     request: Message
+    timeout: float | None = None
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Upload:
     """A client stream; answers the response."""
 
     method: Method[Any, Any]
-    messages: Callable[[], Iterable[Message]]
+    messages: Callable[[], Iterator[Message]]
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,14 @@ def call(method: Method[Request, Response], request: Request) -> Operation[Respo
     return response
 
 
+def clean_up(method: Method[Request, Response], request: Request) -> Operation[Response]:
+    """A call that follows another one, whose deadline may be over."""
+    response: Response = yield Unary(method, request, _CLEAN_UP_SECONDS)
+    return response
+
+
 def upload(
-    method: Method[Request, Response], messages: Callable[[], Iterable[Request]]
+    method: Method[Request, Response], messages: Callable[[], Iterator[Request]]
 ) -> Operation[Response]:
     response: Response = yield Upload(method, messages)
     return response

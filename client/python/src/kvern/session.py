@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvern import rpc
+from kvern import registry, rpc
 from kvern.errors import KvernError
 from kvern.models import Model, ModelSpec
 from kvern.rpc import Operation
-from kvern.slabs import SlabCache
-from kvern.v1 import compression_pb2, model_pb2, pool_pb2, server_pb2
+from kvern.slabs import Slab, SlabCache
+from kvern.v1 import compression_pb2, pool_pb2, server_pb2, store_pb2
 
 ENGINES = {
     "": pool_pb2.ENGINE_UNSPECIFIED,
@@ -22,6 +23,7 @@ ENGINES = {
     "transformers": pool_pb2.ENGINE_TRANSFORMERS,
     "other": pool_pb2.ENGINE_OTHER,
 }
+ModelLike = str | Model | ModelSpec
 # What a server that was started anew does not know any more.
 _STALE = ("POOL_EXPIRED", "ATTACHMENT_UNKNOWN", "MODEL_UNKNOWN")
 
@@ -52,8 +54,9 @@ class Session:
         self.slabs = SlabCache(limits.max_slabs, limits.max_slab_bytes)
         self._lock = threading.Lock()
         self._info: server_pb2.GetServerInfoResponse | None = None
-        self._models: dict[bytes, str] = {}
+        self._models: dict[str | ModelSpec, Model] = {}
         self._forgotten: list[str] = []
+        self._doubtful: list[str] = []
 
     def info(self) -> Operation[server_pb2.GetServerInfoResponse]:
         """Asked once per server."""
@@ -61,19 +64,16 @@ class Session:
             self._info = yield from rpc.call(rpc.GET_SERVER_INFO, server_pb2.GetServerInfoRequest())
         return self._info
 
-    def model_name(self, model: str | Model | ModelSpec) -> Operation[str]:
-        """A spec is registered at its first use."""
+    def model(self, model: ModelLike) -> Operation[Model]:
+        """A spec is registered, and a name looked up, at its first use."""
         if isinstance(model, Model):
-            return model.name
-        if isinstance(model, str):
-            return model if model.startswith("models/") else f"models/{model}"
-        spec = model.to_proto()
-        key = spec.SerializeToString(deterministic=True)
-        if key not in self._models:
-            request = model_pb2.RegisterModelRequest(model=model_pb2.Model(spec=spec))
-            answer = yield from rpc.call(rpc.REGISTER_MODEL, request)
-            self._models[key] = answer.model.name
-        return self._models[key]
+            return model
+        if model not in self._models:
+            if isinstance(model, str):
+                self._models[model] = yield from registry.get(model)
+            else:
+                self._models[model] = yield from registry.register(model, "", ())
+        return self._models[model]
 
     def is_stale(self, error: KvernError) -> bool:
         """Whether the server may have been started anew; then all that it told is forgotten."""
@@ -84,29 +84,58 @@ class Session:
         self.slabs.clear()
         return True
 
-    def forget_sequences(self, ids: Sequence[str], at_least: int) -> Operation[None]:
-        """Tells the server when `at_least` ids have gathered; a server that is gone forgot them."""
+    def forget_sequences(
+        self, ids: Sequence[str], *, at_least: int, again: bool = False
+    ) -> Operation[None]:
+        """Tells the server when `at_least` ids have gathered; one that is gone forgot them.
+
+        again: their call was cut short, and the server may be about to remember them: they are told
+        once more with a later batch.
+        """
         with self._lock:
             self._forgotten.extend(ids)
             if not self._forgotten or len(self._forgotten) < at_least:
                 return
-            gone, self._forgotten = self._forgotten, []
+            gone, self._forgotten = self._forgotten, list(ids) if again else []
         request = compression_pb2.ReleaseSequencesRequest(sequence_ids=gone)
-        try:
-            yield from rpc.call(rpc.RELEASE_SEQUENCES, request)
-        except KvernError:
-            return
+        with contextlib.suppress(KvernError):
+            yield from rpc.clean_up(rpc.RELEASE_SEQUENCES, request)
+
+    def delete_stored(self, name: str, *, again: bool) -> Operation[None]:
+        """Takes a sequence out of the store. Failing must not hide why the caller deletes.
+
+        again: its call was cut short, and the server may still be about to store it: the name is
+        deleted once more, when the next call ends or the client closes.
+        """
+        with self._lock:
+            names = [name, *self._doubtful]
+            self._doubtful = [name] if again else []
+        yield from self._delete(names)
+
+    def _delete(self, names: Sequence[str]) -> Operation[None]:
+        with contextlib.suppress(KvernError):
+            for name in names:
+                request = store_pb2.DeleteSequenceRequest(name=name)
+                yield from rpc.clean_up(rpc.DELETE_SEQUENCE, request)
+
+    def delete_model(self, name: str) -> Operation[None]:
+        """This client's own idle pools do not stand in the way."""
+        full = registry.full_name(name)
+        yield from self._end_pools(self.slabs.drop_idle(full))
+        self._models = {key: model for key, model in self._models.items() if model.name != full}
+        yield from registry.delete(full)
 
     def close(self) -> Operation[None]:
         """Ends the pools and forgets their sequences."""
-        slabs = self.slabs.clear()
+        yield from self._end_pools(self.slabs.clear())
+        yield from self._delete(self._doubtful)
+
+    def _end_pools(self, slabs: Sequence[Slab]) -> Operation[None]:
         for slab in slabs:
             if not slab.pool:
                 continue
             request = pool_pb2.UnregisterPoolRequest(name=slab.pool)
-            try:
-                # The closed broker connection ends it too; asking ends it before this returns.
-                yield from rpc.call(rpc.UNREGISTER_POOL, request)
-            except KvernError:
-                break
+            # The closed broker connection ends it too; asking ends it before this returns.
+            with contextlib.suppress(KvernError):
+                yield from rpc.clean_up(rpc.UNREGISTER_POOL, request)
         yield from self.forget_sequences([slab.sequence_id for slab in slabs], at_least=1)

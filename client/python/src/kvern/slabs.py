@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 import uuid
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,6 +218,15 @@ class SlabCache:
             other.close()
         return dropped
 
+    def drop_idle(self, model: str) -> list[Slab]:
+        """Ends the pools of a model that nobody uses."""
+        with self._lock:
+            gone = [slab for slab in self._slabs if slab.idle and slab.key.model == model]
+            self._slabs = [slab for slab in self._slabs if slab not in gone]
+        for slab in gone:
+            slab.close()
+        return gone
+
     def clear(self) -> list[Slab]:
         """Ends all pools."""
         with self._lock:
@@ -226,10 +234,6 @@ class SlabCache:
         for slab in slabs:
             slab.close()
         return slabs
-
-    def __iter__(self) -> Iterator[Slab]:
-        with self._lock:
-            return iter(list(self._slabs))
 
 
 def lies_at(slab: Slab, plane: int, raw: Raw) -> bool:

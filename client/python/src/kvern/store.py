@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvern import results, rpc
-from kvern.arrays import Planes, Raw
-from kvern.dtypes import DTYPE_NAMES, RAW_DTYPES
-from kvern.errors import KvernError
+from kvern.arrays import Planes, Raw, numpy_result, torch_result
+from kvern.dtypes import DTYPE_NAMES, RAW_DTYPES, WIRE_DTYPES
+from kvern.errors import KvernError, invalid
+from kvern.request import Job, positions
 from kvern.rpc import Operation
+from kvern.session import Session
 from kvern.v1 import store_pb2
 
 _CHUNK_BYTES = 1 << 20
-Sent = TypeVar("Sent", store_pb2.PutSequenceRequest, store_pb2.AppendSequenceRequest)
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,12 @@ def put(
 
 
 def append(
-    header: store_pb2.AppendHeader, k: Planes[Any], v: Planes[Any]
+    name: str, k: Planes[Any], v: Planes[Any], epoch: int, where: Any
 ) -> Operation[StoredSequence]:
+    header = store_pb2.AppendHeader(name=full_name(name), epoch=epoch, num_tokens=k.shape[2])
+    if where is not None:
+        header.positions.extend(positions(where).values)
+
     def messages() -> Iterator[store_pb2.AppendSequenceRequest]:
         yield store_pb2.AppendSequenceRequest(header=header)
         for chunk in _chunks(k, v):
@@ -163,8 +168,51 @@ def fetch(name: str, decode: bool) -> Operation[Fetched]:
     return fetched
 
 
+def put_sequence(
+    session: Session,
+    name: str,
+    job: Job[Any],
+) -> Operation[StoredSequence]:
+    """job: k, v, model and inputs of the sequence; its policy is not asked."""
+    model = yield from session.model(job.model_or_shape())
+    header = store_pb2.StoredSequence(
+        name=full_name(name),
+        model=model.name,
+        layer_indices=job.layer_indices,
+        dtype=WIRE_DTYPES[job.k.dtype],
+        num_tokens=job.k.shape[2],
+        num_logical_tokens=job.inputs.logical_tokens,
+    )
+    if job.inputs.positions is not None:
+        header.positions.CopyFrom(positions(job.inputs.positions))
+    return StoredSequence.from_proto((yield from put(header, job.k, job.v)))
+
+
+def fetch_sequence(
+    session: Session, name: str, packed: bool, kind: str
+) -> Operation[FetchedSequence]:
+    """kind: ``numpy`` or ``torch``."""
+    if kind not in ("numpy", "torch"):
+        raise invalid("kind", f"kind: got '{kind}', want numpy or torch")
+    fetched = yield from fetch(full_name(name), decode=not packed)
+    stored = fetched.header.sequence
+    spec = (yield from session.model(stored.model)).spec
+    rows = (len(stored.layer_indices) or spec.num_layers, spec.kv_heads)
+    found = fetched.packed(rows, spec.head_dim)
+    k = v = None
+    if found is None:
+        as_kind = torch_result if kind == "torch" else numpy_result
+        k, v = (as_kind(raw, fetched.dtype) for raw in fetched.dense(rows, spec.head_dim))
+    where = np.array(stored.positions.values, np.int32)
+    if not where.size:
+        where = np.arange(stored.num_tokens, dtype=np.int32)
+    if stored.positions.per_head:
+        where = where.reshape(*rows, -1)
+    return FetchedSequence(StoredSequence.from_proto(stored), k, v, found, where)
+
+
 def get(name: str) -> Operation[StoredSequence]:
-    request = store_pb2.GetSequenceRequest(name=name)
+    request = store_pb2.GetSequenceRequest(name=full_name(name))
     return StoredSequence.from_proto((yield from rpc.call(rpc.GET_SEQUENCE, request)).sequence)
 
 
@@ -173,9 +221,9 @@ def listing() -> Operation[tuple[StoredSequence, ...]]:
     return tuple(StoredSequence.from_proto(stored) for stored in answer.sequences)
 
 
-def delete(names: Sequence[str]) -> Operation[None]:
-    for name in names:
-        yield from rpc.call(rpc.DELETE_SEQUENCE, store_pb2.DeleteSequenceRequest(name=name))
+def delete(name: str) -> Operation[None]:
+    request = store_pb2.DeleteSequenceRequest(name=full_name(name))
+    yield from rpc.call(rpc.DELETE_SEQUENCE, request)
 
 
 def full_name(name: str) -> str:

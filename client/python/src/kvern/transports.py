@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +31,8 @@ _ANSWERED = (
 )
 # Ids of closed slabs are told to the server in batches.
 _FORGET_BATCH = 64
+_ANY_SCORER = types_pb2.StageSpec(name="key_norm")
+_WAITER = "kvern-py-wait-"
 _Request = compression_pb2.CompressCacheRequest
 
 
@@ -101,12 +105,18 @@ def through_store(session: Session, job: Job[Any], request: _Request) -> Operati
     if sequence.HasField("positions"):
         header.positions.CopyFrom(sequence.positions)
         sequence.ClearField("positions")
+    quiet = False
     try:
         yield from store.put(header, job.k, job.v)
         sequence.stored.sequence = name
-        return (yield from _to_store(job, request))
+        carried = yield from _to_store(job, request)
+        quiet = True
+        return carried
+    except KvernError as error:
+        quiet = error.code in _ANSWERED
+        raise
     finally:
-        yield from _delete(name)
+        yield from session.delete_stored(name, again=not quiet)
 
 
 def through_pool(session: Session, job: Job[Any], request: _Request) -> Operation[Carried]:
@@ -135,11 +145,12 @@ def through_pool(session: Session, job: Job[Any], request: _Request) -> Operatio
         quiet = error.code in _ANSWERED
         raise
     finally:
-        # A call that was cut short may still write into the slab: nobody uses it again.
-        if not quiet or not slab.pool:
-            slab.close()
-        gone = [dropped.sequence_id for dropped in session.slabs.end_call(slab)]
-        yield from session.forget_sequences(gone, 1 if slab.closed else _FORGET_BATCH)
+        if not quiet and request.sequences[0].HasField("paged"):
+            yield from _await_worker(request.model, key)
+        if request.policy.placement == types_pb2.PLACEMENT_TO_STORE and not job.plan:
+            name = store.full_name(slab.sequence_id)
+            yield from session.delete_stored(name, again=not quiet)
+        yield from end_slab(session, slab, quiet)
 
 
 def open_slab(session: Session, slab: Slab) -> Operation[None]:
@@ -152,6 +163,34 @@ def open_slab(session: Session, slab: Slab) -> Operation[None]:
     pool = slab.describe(attachment_id, session.engine)
     request = pool_pb2.RegisterPoolRequest(pool=pool)
     slab.pool = (yield from rpc.call(rpc.REGISTER_POOL, request)).pool.name
+
+
+def end_slab(session: Session, slab: Slab, quiet: bool) -> Operation[None]:
+    """Gives it back. After a call that was cut short the server may still write into it, so nobody
+    uses it again."""
+    if not quiet or not slab.pool:
+        slab.close()
+    gone = [dropped.sequence_id for dropped in session.slabs.end_call(slab)]
+    batch = 1 if slab.closed else _FORGET_BATCH
+    yield from session.forget_sequences(gone, at_least=batch, again=not quiet)
+
+
+def _await_worker(model: str, key: SlabKey) -> Operation[None]:
+    """Ends when the server's worker, which takes calls in order, has ended with those before.
+
+    What a call that was cut short leaves behind can be cleaned up only then. One token is planned,
+    which costs next to nothing.
+    """
+    shape = (1, key.kv_heads, 1, key.head_dim)
+    token = types_pb2.Tensor(
+        dtype=WIRE_DTYPES[key.dtype], shape=shape, data=bytes(key.kv_heads * key.token_bytes())
+    )
+    source = compression_pb2.InlineSource(layer_indices=key.layers[:1], k=token, v=token)
+    policy = types_pb2.Policy(budget=types_pb2.Budget(tokens=1), scorers=[_ANY_SCORER])
+    request = _Request(model=model, policy=policy, validate_only=True)
+    request.sequences.add(sequence_id=f"{_WAITER}{uuid.uuid4().hex}", inline=source)
+    with contextlib.suppress(KvernError):
+        yield from rpc.clean_up(rpc.COMPRESS_CACHE, request)
 
 
 def _fill(slab: Slab, job: Job[Any]) -> None:
@@ -214,17 +253,13 @@ def _zero_unused(result: compression_pb2.SequenceResult, k: Raw, v: Raw) -> None
 
 
 def _to_store(job: Job[Any], request: _Request) -> Operation[Carried]:
-    """Places the result in the store, takes it out and leaves nothing there."""
+    """Places the result in the store and takes it out; the caller deletes it there."""
     request.policy.placement = types_pb2.PLACEMENT_TO_STORE
     layers, kv_heads, _, head_dim = job.k.shape
-    try:
-        result = yield from _compress_one(request)
-        if job.plan or not result.stored_sequence:
-            return Carried(result)
-        fetched = yield from store.fetch(result.stored_sequence, decode=not job.packed)
-    finally:
-        if not job.plan:
-            yield from _delete(store.full_name(request.sequences[0].sequence_id))
+    result = yield from _compress_one(request)
+    if job.plan or not result.stored_sequence:
+        return Carried(result)
+    fetched = yield from store.fetch(result.stored_sequence, decode=not job.packed)
     packed = fetched.packed((layers, kv_heads), head_dim)
     if packed is not None:
         return Carried(result, packed=packed)
@@ -239,14 +274,6 @@ def _compress_one(request: _Request) -> Operation[compression_pb2.SequenceResult
     if result.outcome in (compression_pb2.OUTCOME_APPLIED, compression_pb2.OUTCOME_NOOP):
         return result
     raise from_status(result.status)
-
-
-def _delete(name: str) -> Operation[None]:
-    """What is left behind must not hide why."""
-    try:
-        yield from store.delete([name])
-    except KvernError:
-        return
 
 
 def _check_rows(job: Job[Any], via: str) -> None:
