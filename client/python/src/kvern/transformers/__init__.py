@@ -1,0 +1,15 @@
+"""Kvern for Hugging Face transformers: smaller caches of models that run in this process.
+
+import kvern.transformers as kt
+
+compaction = kt.compress(cache, model, client, kvern.Policy(keep_ratio=0.5, scorer="keydiff"))
+model.generate(ids, past_key_values=compaction.cache)
+
+Needs torch and transformers, which the rest of kvern does not.
+"""
+
+from kvern.transformers.compaction import Compaction, compress
+from kvern.transformers.logical_layer import LogicalLayer
+from kvern.transformers.model_spec import ROPE_LAYOUTS, model_spec
+
+__all__ = ["ROPE_LAYOUTS", "Compaction", "LogicalLayer", "compress", "model_spec"]
