@@ -15,8 +15,8 @@
 #include "kernels/cpu/column_dots-inl.h"
 #include "kernels/cpu/columns-inl.h"
 #include "kernels/cpu/heads.h"
-#include "kernels/cpu/kv_row-inl.h"
 #include "kernels/cpu/rows-inl.h"
+#include "kernels/cpu/token_stream-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
@@ -28,6 +28,7 @@ class CentredKeys {
       : keys_(keys),
         head_(problem.head),
         tokens_(tokens),
+        stream_(keys, problem.head, tokens),
         rows_(TakeTile<float>(problem.scratch, kColumnTokens, keys.head_dim)),
         columns_(problem.scratch.Take<float>(rows_.Size())),
         reference_(problem.scratch.Take<float>(PadToLanes(keys.head_dim))) {}
@@ -47,27 +48,27 @@ class CentredKeys {
   // [head_dim, kColumnTokens] of the last Load.
   const float* columns() const { return columns_; }
 
-  // The tile from token `first`, which exists; those past the end are the last one again.
+  // The columns from token `first` on, which exists: 0, then each next ones. Those past the end are
+  // the last token again.
   HWY_INLINE void Load(int64_t first) {
     const int64_t count = std::min(kColumnTokens, tokens_ - first);
-    const bool in_place = keys_.HasContiguousRows() && keys_.head_dim % kLanes == 0;
+    stream_.Enter(first);
+    const bool in_place = stream_.IsPlain();
     ColumnSource from;
     from.n = rows_.stride[0];
     from.reference = reference_;
     if (!in_place) LoadRows(keys_, head_, first, FirstRows(rows_, count));
     for (int64_t r = 0; r < kColumnTokens; ++r) {
       const int64_t row = std::min(r, count - 1);
-      from.rows[r] = in_place ? keys_.Address(head_, first + row)
-                              : reinterpret_cast<const std::byte*>(rows_.At(row));
+      from.rows[r] =
+          in_place ? stream_.Row(first + row) : reinterpret_cast<const std::byte*>(rows_.At(row));
     }
     VisitDType(in_place ? keys_.dtype : DType::kF32, [&](auto tag) HWY_ATTR {
       FillColumns<typename decltype(tag)::type>(from, columns_);
     });
   }
-  // Asks memory for the key of a token that Load soon reads.
-  HWY_INLINE void Fetch(int64_t token) const {
-    if (token < tokens_) PrefetchRow(keys_, keys_.Address(head_, token));
-  }
+  // Asks memory for the key of a token of the next columns.
+  HWY_INLINE void Fetch(int64_t token) const { stream_.Fetch(token); }
 
  private:
   bool Search(const uint8_t* mask) {
@@ -84,6 +85,7 @@ class CentredKeys {
   const KvRef& keys_;
   int64_t head_;
   int64_t tokens_;
+  TokenStream stream_;
   TensorView<float, 2> rows_;  // where keys do not lie as columns need them
   float* columns_;
   float* reference_;

@@ -96,31 +96,33 @@ struct PanelPass {
   // called for each leaf of the tree.
   template <class AfterLeaf>
   HWY_INLINE void Run(float* HWY_RESTRICT dots, const AfterLeaf& after_leaf) const {
-    // Leaves come as the tree takes them, so that few sums wait: level l holds one of 2^l leaves.
-    static constexpr uint8_t kLeaves[kLanes] = {0, 8, 4, 12, 2, 10, 6, 14,
-                                                1, 9, 5, 13, 3, 11, 7, 15};
+    // The first step of the tree is taken on the way. The others wait for all pairs: taken as soon
+    // as they can be, they would hang on branches that processors do not foresee.
     constexpr int kSums = 2 * kSize;
-    HWY_ALIGN float waiting[4][kSums * kColumnLanes];
+    constexpr int kPairs = kLanes / 2;
+    HWY_ALIGN float lower[kSums * kColumnLanes];
+    HWY_ALIGN float pairs[kPairs][kSums * kColumnLanes];
     const ColumnTag d;
     for (int leaf = 0; leaf < kLanes; ++leaf) {
       after_leaf();
       ColumnVec sum[kSums];
-      SumLane(kLeaves[leaf], sum);
-      int level = 0;
-      for (; (leaf >> level & 1) != 0; ++level) {
-        Unroll<kSums>([&](auto k) KVERN_INLINE_STEP {
-          sum[k] = hn::Add(hn::Load(d, waiting[level] + k * kColumnLanes), sum[k]);
-        });
-      }
-      if (leaf == kLanes - 1) {
-        Unroll<kSums>([&](auto k) KVERN_INLINE_STEP {
-          hn::Store(sum[k], d, dots + k / 2 * kColumnTokens + k % 2 * kColumnLanes);
-        });
+      SumLane(leaf / 2 + leaf % 2 * kPairs, sum);
+      if (leaf % 2 == 0) {
+        Unroll<kSums>([&](auto k)
+                          KVERN_INLINE_STEP { hn::Store(sum[k], d, lower + k * kColumnLanes); });
       } else {
         Unroll<kSums>([&](auto k) KVERN_INLINE_STEP {
-          hn::Store(sum[k], d, waiting[level] + k * kColumnLanes);
+          const ColumnVec both = hn::Add(hn::Load(d, lower + k * kColumnLanes), sum[k]);
+          hn::Store(both, d, pairs[leaf / 2] + k * kColumnLanes);
         });
       }
+    }
+    for (int k = 0; k < kSums; ++k) {
+      const auto pair = [&](int i)
+                            KVERN_INLINE_STEP { return hn::Load(d, pairs[i] + k * kColumnLanes); };
+      const ColumnVec even = hn::Add(hn::Add(pair(0), pair(4)), hn::Add(pair(2), pair(6)));
+      const ColumnVec odd = hn::Add(hn::Add(pair(1), pair(5)), hn::Add(pair(3), pair(7)));
+      hn::Store(hn::Add(even, odd), d, dots + k / 2 * kColumnTokens + k % 2 * kColumnLanes);
     }
   }
 

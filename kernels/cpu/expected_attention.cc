@@ -56,35 +56,38 @@ class ValueNorms {
         // Without norms nothing is read; any rows will do.
         values_(args.value_norm ? args.values[problem.layer] : args.keys[problem.layer]),
         head_(problem.head),
+        stream_(values_, head_, values_.Length(head_)),
         norms_(norms),
         tile_(TakeTile<float>(problem.scratch, kColumnTokens, values_.head_dim)) {}
 
-  // Of `count` tokens from `first` on, at most a tile.
+  // Goes on to the columns from `first` on: 0, then each next ones.
+  HWY_INLINE void Enter(int64_t first) {
+    if (wanted_) stream_.Enter(first);
+  }
+  // Of `count` tokens of these columns.
   HWY_INLINE void Read(int64_t first, int64_t count) const {
     if (!wanted_) return;
-    const bool in_place = values_.HasContiguousRows() && values_.head_dim % kLanes == 0;
-    if (!in_place || first + kColumnTokens > values_.Length(head_)) {
+    if (!stream_.IsPlain() || first + kColumnTokens > values_.Length(head_)) {
       NormReader{values_, head_, tile_}.Read(first, count, norms_ + first);
       return;
     }
     ColumnSource from;
     from.n = values_.head_dim;
-    for (int64_t r = 0; r < kColumnTokens; ++r) from.rows[r] = values_.Address(head_, first + r);
+    for (int64_t r = 0; r < kColumnTokens; ++r) from.rows[r] = stream_.Row(first + r);
     VisitDType(values_.dtype, [&](auto tag) HWY_ATTR {
       ColumnNorms<typename decltype(tag)::type>(from, norms_ + first);
     });
   }
-  // Asks memory for the value of a token that Read soon takes.
+  // Asks memory for the value of a token of the next columns.
   HWY_INLINE void Fetch(int64_t token) const {
-    if (wanted_ && token < values_.Length(head_)) {
-      PrefetchRow(values_, values_.Address(head_, token));
-    }
+    if (wanted_) stream_.Fetch(token);
   }
 
  private:
   bool wanted_;
   const KvRef& values_;
   int64_t head_;
+  TokenStream stream_;
   float* norms_;
   TensorView<float, 2> tile_;
 };
@@ -180,13 +183,14 @@ absl::Status LowRankLogits(const HeadProblem& problem, const ExpectedAttentionAr
   const CentredForms forms = TakeForms(scratch, args, group);
   const TileDots dots = {scratch.Take<float>(group * forms.per_head * kColumnTokens),
                          scratch.Take<float>(group * kColumnTokens)};
-  const ValueNorms values(problem, args, out.norms);
+  ValueNorms values(problem, args, out.norms);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   keys.FindReference(counted);
   for (int64_t g = 0; g < group; ++g) FillForm(args, keys, {layer, head * group + g, g}, forms);
   for (int64_t first = 0; first < keys.tokens(); first += kColumnTokens) {
     KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
     const int64_t count = std::min(kColumnTokens, keys.tokens() - first);
+    values.Enter(first);
     keys.Load(first);
     NextTile next = {keys, values, first + kColumnTokens};
     NothingMeanwhile nothing;
@@ -266,7 +270,7 @@ absl::Status FullLogits(const HeadProblem& problem, const ExpectedAttentionArgs&
   const uint8_t* counted = args.counted.At(layer, head);
   const FullForm form = TakeFullForm(scratch, args.linear.shape[2]);
   const TensorView<float, 2> tile = TakeTile<float>(scratch, kChunkTokens, args.linear.shape[2]);
-  const ValueNorms values(problem, args, out.norms);
+  ValueNorms values(problem, args, out.norms);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   std::fill(tile.data, tile.data + tile.Size(), 0.0f);
   for (int64_t g = 0; g < logits.shape[0]; ++g) {
@@ -283,6 +287,7 @@ absl::Status FullLogits(const HeadProblem& problem, const ExpectedAttentionArgs&
     KVERN_RETURN_IF_ERROR(CheckAtTile(runner, first));
     const int64_t count = std::min(kColumnTokens, tokens - first);
     MaskLogits({counted + first, {count}, {1}}, first, logits);
+    values.Enter(first);
     values.Read(first, count);
   }
   return absl::OkStatus();

@@ -30,13 +30,17 @@ struct QueryWindow {
   VectorPanels queries;  // [window]
   int64_t prefix;        // tokens before the window
   int64_t tiles;         // of kTileTokens
+  float* dots;           // [kPartsPerTile, window, kColumnTokens] of one tile
   float* exponentials;   // [tiles, kPartsPerTile, window, kColumnTokens] e^(logit - largest
-                         // of the tile); dots before that
+                         // of the tile)
   TensorView<double, 2> largest;  // [tiles, padded window] dots
   TensorView<double, 2> sums;     // [tiles, padded window] of exponentials, then weights
 
-  // [window, kColumnTokens]
-  HWY_INLINE float* PartAt(int64_t tile, int64_t part) const {
+  // Where [window, kColumnTokens] of a part of a tile begin.
+  HWY_INLINE float* DotsOf(int64_t part) const {
+    return dots + part * queries.count() * kColumnTokens;
+  }
+  HWY_INLINE float* ExponentialsOf(int64_t tile, int64_t part) const {
     return exponentials + (tile * kPartsPerTile + part) * queries.count() * kColumnTokens;
   }
 };
@@ -48,6 +52,7 @@ QueryWindow TakeWindow(Scratch& scratch, const WindowAttentionArgs& args, int64_
   return {.queries = VectorPanels(scratch, size, args.queries.shape[3]),
           .prefix = prefix,
           .tiles = tiles,
+          .dots = scratch.Take<float>(kTileTokens * size),
           .exponentials = scratch.Take<float>(tiles * kTileTokens * size),
           .largest = TakeTile<double>(scratch, tiles, size),
           .sums = TakeTile<double>(scratch, tiles, size)};
@@ -77,7 +82,7 @@ HWY_INLINE void TileDots(CentredKeys& keys, const QueryWindow& window, int64_t t
     if (first >= keys.tokens()) return;
     keys.Load(first);
     NextKeys next = {keys, first + kColumnTokens};
-    ColumnDots<KeyPower::kOne>(keys.columns(), window.queries, window.PartAt(tile, part), next);
+    ColumnDots<KeyPower::kOne>(keys.columns(), window.queries, window.DotsOf(part), next);
   }
 }
 
@@ -85,19 +90,19 @@ HWY_INLINE void TileDots(CentredKeys& keys, const QueryWindow& window, int64_t t
 void HideFuture(const QueryWindow& window, int64_t tile) {
   const int64_t first = tile * kTileTokens;
   for (int64_t token = std::max(first, window.prefix); token < first + kTileTokens; ++token) {
-    float* dot = window.PartAt(tile, (token - first) / kColumnTokens) + token % kColumnTokens;
+    float* dot = window.DotsOf((token - first) / kColumnTokens) + token % kColumnTokens;
     const int64_t blind = std::min(token - window.prefix, window.queries.count());
     for (int64_t i = 0; i < blind; ++i) dot[i * kColumnTokens] = kNoScore;
   }
 }
 
 // The largest finite dot of query i in the tile.
-HWY_INLINE float TileLargest(const QueryWindow& window, int64_t tile, int64_t i) {
+HWY_INLINE float TileLargest(const QueryWindow& window, int64_t i) {
   const ColumnTag d;
   const ColumnVec none = hn::Set(d, -std::numeric_limits<float>::infinity());
   ColumnVec largest = none;
   for (int64_t part = 0; part < kPartsPerTile; ++part) {
-    const float* dots = window.PartAt(tile, part) + i * kColumnTokens;
+    const float* dots = window.DotsOf(part) + i * kColumnTokens;
     for (int64_t token = 0; token < kColumnTokens; token += kColumnLanes) {
       const ColumnVec dot = hn::Load(d, dots + token);
       largest = hn::Max(largest, hn::IfThenElse(hn::IsFinite(dot), dot, none));
@@ -123,14 +128,15 @@ HWY_INLINE double TileExponentials(const QueryWindow& window, int64_t tile, int6
   Unroll<2 * kRegisters>([&](auto k) KVERN_INLINE_STEP { sum[k] = hn::Zero(wide); });
   const ColumnVec largest = hn::Set(d, by.largest), scale = hn::Set(d, by.scale);
   for (int64_t part = 0; part < kPartsPerTile; ++part) {
-    float* dots = window.PartAt(tile, part) + i * kColumnTokens;
+    const float* dots = window.DotsOf(part) + i * kColumnTokens;
+    float* HWY_RESTRICT out = window.ExponentialsOf(tile, part) + i * kColumnTokens;
     for (int64_t token = 0; token < kColumnTokens; token += kLanes) {
       Unroll<kRegisters>([&](auto k) KVERN_INLINE_STEP {
-        float* at = dots + token + k * kColumnLanes;
-        const ColumnVec dot = hn::Load(d, at);
+        const int64_t at = token + k * kColumnLanes;
+        const ColumnVec dot = hn::Load(d, dots + at);
         const auto finite = hn::IsFinite(dot);
-        const ColumnVec e = VectorExpFloat(d, hn::Mul(hn::Sub(dot, largest), scale));
-        hn::Store(hn::IfThenElse(finite, e, hn::Set(d, kNoScore)), d, at);
+        const ColumnVec e = VectorExpFloatFalling(d, hn::Mul(hn::Sub(dot, largest), scale));
+        hn::Store(hn::IfThenElse(finite, e, hn::Set(d, kNoScore)), d, out + at);
         const ColumnVec counted = hn::IfThenElseZero(finite, e);
         sum[2 * k] = hn::Add(sum[2 * k], hn::PromoteTo(wide, hn::LowerHalf(half, counted)));
         sum[2 * k + 1] = hn::Add(sum[2 * k + 1], hn::PromoteTo(wide, hn::UpperHalf(half, counted)));
@@ -176,7 +182,7 @@ HWY_INLINE void AverageAttention(const QueryWindow& window, double* HWY_RESTRICT
   const TokenVec divisor = hn::Set(d, static_cast<double>(queries));
   for (int64_t token = 0; token < window.prefix; token += kColumnTokens) {
     const int64_t tile = token / kTileTokens;
-    const float* part = window.PartAt(tile, token % kTileTokens / kColumnTokens);
+    const float* part = window.ExponentialsOf(tile, token % kTileTokens / kColumnTokens);
     const double* weights = window.sums.At(tile);
     TokenVec sum[kRegisters];
     Unroll<kRegisters>([&](auto k) KVERN_INLINE_STEP { sum[k] = hn::Zero(d); });
@@ -202,7 +208,7 @@ absl::Status FillShares(const Runner& runner, CentredKeys& keys, const QueryWind
     TileDots(keys, window, tile);
     HideFuture(window, tile);
     for (int64_t i = 0; i < window.queries.count(); ++i) {
-      const float largest = TileLargest(window, tile, i);
+      const float largest = TileLargest(window, i);
       window.largest(tile, i) = double{largest};
       window.sums(tile, i) =
           TileExponentials(window, tile, i, {largest, static_cast<float>(scale)});
