@@ -36,7 +36,8 @@ HWY_INLINE hn::Vec<hn::Repartition<uint16_t, RowTag>> JoinLow16(PartInts low, Pa
 inline constexpr float kRoundingMagic = 0x1.8p23f;
 inline constexpr float kSmallestNormalF16 = 0x1p-14f;
 
-struct I8Rule {
+// What a row is coded by that has one scale.
+struct ScaleRule {
   float inverse;
   float step;
 };
@@ -44,8 +45,8 @@ enum class CodeRange : uint8_t { kKnown, kClamped };
 
 // Codes x [128]; `rest` becomes what they leave over.
 template <CodeRange kRange>
-HWY_INLINE void StoreI8Codes(const I8Rule& rule, const float* HWY_RESTRICT x,
-                             int8_t* HWY_RESTRICT codes, RegisterRow* rest) {
+HWY_INLINE void StoreI8Codes(const ScaleRule& rule, const float* HWY_RESTRICT x,
+                             std::byte* HWY_RESTRICT codes, RegisterRow* rest) {
   const RowTag d;
   const hn::RebindToSigned<RowTag> integers;
   const hn::Repartition<uint8_t, RowTag> bytes;
@@ -96,20 +97,9 @@ HWY_INLINE hn::Vec<hn::RebindToSigned<D>> Lm4CodeByCubic(D d, hn::Vec<D> value) 
   return hn::Sub(nearest, hn::BitCast(integers, above));
 }
 
-// The levels nearest to x [128] * normalizer, and their codes. With a normalizer of 0 codes stay as
-// they are.
-HWY_INLINE void FindLm4Levels(float normalizer, const float* HWY_RESTRICT x,
-                              std::byte* HWY_RESTRICT codes, RegisterRow* levels) {
-  const RowTag d;
+// The low nibbles of the low halves of `code`, in the order of kLm4Shifts.
+HWY_INLINE void StoreNibbles(const PartInts (&code)[kParts], std::byte* HWY_RESTRICT codes) {
   const hn::Repartition<uint32_t, RowTag> pairs;
-  PartInts code[kParts];
-  HWY_UNROLL(16)
-  for (int p = 0; p < kParts; ++p) {
-    const auto value = hn::Mul(hn::Load(d, x + p * kPartLanes), hn::Set(d, normalizer));
-    code[p] = Lm4CodeByCubic(d, value);
-    levels->part[p] = Lm4LevelOf(d, code[p]);
-  }
-  if (normalizer == 0.0f) return;
   // A word is the four pairs (2 i, 2 i + 1) of a group, their halves 16 bits apart, at 4 i.
   HWY_UNROLL(2)
   for (int p = 0; p < kParts; p += 8) {
@@ -129,6 +119,21 @@ HWY_INLINE void FindLm4Levels(float normalizer, const float* HWY_RESTRICT x,
     StorePast(pairs, hn::Or(even, hn::ShiftLeft<8>(odd)),
               reinterpret_cast<uint32_t*>(codes) + p * kPartLanes / 8);
   }
+}
+
+// The levels nearest to x [128] * normalizer, and their codes. With a normalizer of 0 codes stay as
+// they are.
+HWY_INLINE void FindLm4Levels(float normalizer, const float* HWY_RESTRICT x,
+                              std::byte* HWY_RESTRICT codes, RegisterRow* levels) {
+  const RowTag d;
+  PartInts code[kParts];
+  HWY_UNROLL(16)
+  for (int p = 0; p < kParts; ++p) {
+    const auto value = hn::Mul(hn::Load(d, x + p * kPartLanes), hn::Set(d, normalizer));
+    code[p] = Lm4CodeByCubic(d, value);
+    levels->part[p] = Lm4LevelOf(d, code[p]);
+  }
+  if (normalizer != 0.0f) StoreNibbles(code, codes);
 }
 
 // rest = x - step * levels.
@@ -154,38 +159,60 @@ HWY_INLINE void LoadI8Codes(float scale, const int8_t* HWY_RESTRICT codes, Regis
   }
 }
 
-// Lane i: the bit where the code of coordinate i of two groups starts; and which of them it is in.
+// Lane i: the bit of its group's word where the code of coordinate i starts.
 constexpr std::array<uint32_t, 16> MakeLm4LaneShifts() {
   std::array<uint32_t, 16> shifts = {};
   for (int i = 0; i < 16; ++i) shifts[i] = static_cast<uint32_t>(kLm4Shifts[i % 8]);
   return shifts;
 }
 alignas(64) inline constexpr std::array<uint32_t, 16> kLm4LaneShifts = MakeLm4LaneShifts();
+// Coordinate i: the word of its group.
+constexpr std::array<int32_t, kRegisterDim> MakeLm4WordIndices() {
+  std::array<int32_t, kRegisterDim> words = {};
+  for (int i = 0; i < kRegisterDim; ++i) words[i] = i / 8;
+  return words;
+}
+alignas(64) inline constexpr std::array<int32_t, kRegisterDim> kLm4WordIndices =
+    MakeLm4WordIndices();
 
-// Each lane of part `p` of a row gets its group's word.
-HWY_INLINE hn::Vec<hn::RebindToUnsigned<RowTag>> Lm4WordsOf(const std::byte* HWY_RESTRICT codes,
-                                                            int p) {
-  const hn::RebindToUnsigned<RowTag> d;
-  constexpr int kGroups = kPartLanes / 8;
-  uint32_t words[2];
-  std::memcpy(words, codes + p * kPartLanes / 2, kGroups * sizeof(uint32_t));
-  if constexpr (kGroups == 2) {
-    return hn::ConcatLowerLower(d, hn::Set(d, words[1]), hn::Set(d, words[0]));
-  } else {
-    return hn::Set(d, words[0]);
+// code[p] = the nibbles of part p of codes [64 bytes], in their lanes.
+HWY_INLINE void LoadNibbles(const std::byte* HWY_RESTRICT codes, PartInts (&code)[kParts]) {
+  const hn::RebindToUnsigned<RowTag> words;
+  const hn::RebindToSigned<RowTag> integers;
+  const auto shifts = hn::Load(words, kLm4LaneShifts.data());
+  HWY_UNROLL(16)
+  for (int p = 0; p < kParts; ++p) {
+    hn::Vec<decltype(words)> word;
+    if constexpr (kPartLanes == 16) {  // one register has all words
+      const auto all = hn::LoadU(words, reinterpret_cast<const uint32_t*>(codes));
+      const auto index = hn::SetTableIndices(words, kLm4WordIndices.data() + p * kPartLanes);
+      word = hn::TableLookupLanes(all, index);
+    } else {
+      uint32_t of_group;
+      std::memcpy(&of_group, codes + p * kPartLanes / 2, sizeof(of_group));
+      word = hn::Set(words, of_group);
+    }
+    code[p] = hn::BitCast(integers, hn::And(hn::Shr(word, shifts), hn::Set(words, 15u)));
   }
 }
 
 // row = scale * levels of codes [64 bytes].
 HWY_INLINE void LoadLm4Codes(float scale, const std::byte* HWY_RESTRICT codes, RegisterRow* row) {
   const RowTag d;
-  const hn::RebindToUnsigned<RowTag> words;
-  const hn::RebindToSigned<RowTag> integers;
-  const auto shifts = hn::Load(words, kLm4LaneShifts.data());
-  HWY_UNROLL(16)
-  for (int p = 0; p < kParts; ++p) {
-    const auto code = hn::And(hn::Shr(Lm4WordsOf(codes, p), shifts), hn::Set(words, 15u));
-    row->part[p] = hn::Mul(hn::Set(d, scale), Lm4LevelOf(d, hn::BitCast(integers, code)));
+  PartInts code[kParts];
+  LoadNibbles(codes, code);
+  if constexpr (kPartLanes == 16) {
+    // All levels in one register, which is as good as scaled one by one.
+    const auto levels = hn::Mul(hn::Load(d, kLm4LevelTable.data()), hn::Set(d, scale));
+    HWY_UNROLL(16)
+    for (int p = 0; p < kParts; ++p) {
+      row->part[p] = hn::TableLookupLanes(levels, hn::IndicesFromVec(d, code[p]));
+    }
+  } else {
+    HWY_UNROLL(16)
+    for (int p = 0; p < kParts; ++p) {
+      row->part[p] = hn::Mul(hn::Set(d, scale), Lm4LevelOf(d, code[p]));
+    }
   }
 }
 

@@ -16,8 +16,7 @@
 #include "kernels/base/coding.h"
 #include "kernels/cpu/coding_order.h"
 #include "kernels/cpu/dots-inl.h"
-#include "kernels/cpu/lm4-inl.h"
-#include "kernels/cpu/register_codes-inl.h"
+#include "kernels/cpu/register_batch-inl.h"
 #include "kernels/cpu/register_row-inl.h"
 #include "kernels/cpu/rotation-inl.h"
 #include "kernels/cpu/sanitise-inl.h"
@@ -27,26 +26,9 @@ HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Divisions, square roots and the ends of sums then fill registers, and no row waits for its own.
-inline constexpr int kBatchRows = 16;
-
-struct EncodeBatch {
-  RegisterHadamard hadamard;
-  alignas(64) float rows[kBatchRows][kRegisterDim];    // what is coded
-  alignas(64) float levels[kBatchRows][kRegisterDim];  // of lm4
-  alignas(64) float mean[kRegisterDim];                // un-rotated
-  alignas(64) float turned[2][kRegisterDim];           // a pair's means at their angles
-  alignas(64) float spoilt[kRegisterDim];              // a row to sanitise
-  alignas(64) float norm_lanes[kBatchRows][kLanes];
-  alignas(64) float error_lanes[kBatchRows][kLanes];
-  alignas(64) float lanes[kBatchRows][kLanes];  // squared lengths, or largest magnitudes
-  alignas(64) float lengths[kBatchRows];        // the same, one number per row
-  alignas(64) float level_lengths[kBatchRows];
-  alignas(64) float factors[kBatchRows];  // what a row is multiplied by before it is rounded
-  alignas(64) float steps[kBatchRows];    // scales, rounded
-  alignas(64) float norms[kBatchRows];
-  alignas(64) float errors[kBatchRows];
-};
+// What the scales of a row come from: its length before the rotation, its largest magnitude, or
+// what is lowest and highest in each group.
+enum class ScaleSource : uint8_t { kLength, kLargest, kRanges };
 
 template <class T>
 class RegisterEncoder {
@@ -58,6 +40,7 @@ class RegisterEncoder {
         next_is_new_(next_ != nullptr && item.NextIsNew()),
         keys_(args.rows[row_.layer]),
         planes_(PlanesOf(row_, keys_)),
+        coder_(row_, planes_, args.packed.data()),
         source_(SourceOf(args, row_)),
         batch_(batch) {
     if (UsesHadamard(row_)) LoadHadamard(&batch.hadamard);
@@ -66,16 +49,15 @@ class RegisterEncoder {
 
   EncodeCounts Encode() {
     FindRows();
-    for (int64_t first = 0; first < row_.tokens; first += kBatchRows) {
-      const int count = static_cast<int>(std::min<int64_t>(kBatchRows, row_.tokens - first));
-      StageBatch(first, count);
-      for (int r = 0; r < count; r += 4) StoreTreeSums(batch_.norm_lanes[r], batch_.norms + r);
-      if (static_cast<CodecId>(row_.codec) == CodecId::kI8t) {
-        CodeI8(first, count);
-      } else {
-        CodeLm4(first, count);
-      }
-      AddCounts(count);
+    if (NeedsFullBlock(static_cast<CodecId>(row_.codec))) {
+      EncodeChannels();
+    } else {
+      ForEachBatch([&](int64_t first, int count) HWY_ATTR {
+        StageBatch(first, count);
+        AddNorms(count);
+        coder_.Code(first, count, batch_);
+        AddErrors(count);
+      });
     }
     for (int64_t token = 0; token < row_.tokens; ++token) counts_.nonfinite += nonfinite_[token];
     return counts_;
@@ -119,16 +101,24 @@ class RegisterEncoder {
   }
   template <MeanKind kMean>
   void Stage(int64_t first, int count) {
-    UsesHadamard(row_) ? Stage<kMean, true>(first, count) : Stage<kMean, false>(first, count);
+    const auto codec = static_cast<CodecId>(row_.codec);
+    if (AlwaysRotates(codec)) {
+      Stage<kMean, ScaleSource::kLength, true>(first, count);
+    } else if (codec == CodecId::kI4t) {
+      StageEither<kMean, ScaleSource::kRanges>(first, count);
+    } else {
+      StageEither<kMean, ScaleSource::kLargest>(first, count);
+    }
   }
-  bool IsI8() const { return static_cast<CodecId>(row_.codec) == CodecId::kI8t; }
-  std::byte* Codes(int64_t token) const {
-    return args_.packed.data() + planes_.codes + token * planes_.code_row_bytes;
+  template <MeanKind kMean, ScaleSource kSource>
+  void StageEither(int64_t first, int count) {
+    UsesHadamard(row_) ? Stage<kMean, kSource, true>(first, count)
+                       : Stage<kMean, kSource, false>(first, count);
   }
 
   // Rows of the batch as they will be coded, and what has to be known of them. Of an odd number the
   // last row is done twice.
-  template <MeanKind kMean, bool kRotate>
+  template <MeanKind kMean, ScaleSource kSource, bool kRotate>
   HWY_NOINLINE void Stage(int64_t first, int count) {
     for (int r = 0; r < count; r += 2) {
       const int64_t a = first + r;
@@ -143,18 +133,28 @@ class RegisterEncoder {
       if constexpr (kMean != MeanKind::kNone) {
         SubtractMean<kMean>(a, batch_.turned[0], &pair.a);
         SubtractMean<kMean>(b, batch_.turned[1], &pair.b);
-        if (!IsI8()) {
+        if constexpr (kSource == ScaleSource::kLength) {
           StoreLanes(SquareLanes(pair.a), batch_.lanes[r]);
           StoreLanes(SquareLanes(pair.b), batch_.lanes[r + 1]);
         }
       }
       if constexpr (kRotate) HadamardParts(batch_.hadamard, &pair);
-      if (IsI8()) {
-        StoreLargestLanes(pair.a, batch_.lanes[r]);
-        StoreLargestLanes(pair.b, batch_.lanes[r + 1]);
-      }
+      StoreRanges<kSource>(r, pair.a);
+      StoreRanges<kSource>(r + 1, pair.b);
       StoreParts(pair.a, batch_.rows[r]);
       StoreParts(pair.b, batch_.rows[r + 1]);
+    }
+  }
+
+  template <ScaleSource kSource>
+  HWY_INLINE void StoreRanges(int r, const RegisterRow& row) {
+    if constexpr (kSource == ScaleSource::kLargest) StoreLargestLanes(row, batch_.lanes[r]);
+    if constexpr (kSource == ScaleSource::kRanges) {
+      HWY_UNROLL(2)
+      for (int group = 0; group < kRowGroups; ++group) {
+        const int g = r * kRowGroups + group;
+        StoreRangeLanes(row, group, batch_.low_lanes[g], batch_.lanes[g]);
+      }
     }
   }
 
@@ -197,92 +197,52 @@ class RegisterEncoder {
     TurnRow<Turn::kRotate>(RowOf(*args_.rotation, AngleOf(token)), turned);
   }
 
-  // steps = scales [count] of the batch, rounded and used rounded as by RoundScale.
-  HWY_INLINE void RoundScales(int64_t first, int count) {
-    const RowTag d;
-    const hn::Rebind<hwy::float16_t, RowTag> narrow;
-    HWY_ALIGN hwy::float16_t stored[kBatchRows];
-    for (int r = 0; r < kBatchRows; r += kPartLanes) {
-      const auto scale = hn::Min(hn::Load(d, batch_.steps + r), hn::Set(d, kLargestCoded));
-      const auto rounded = hn::DemoteTo(narrow, scale);
-      hn::Store(rounded, narrow, stored + r);
-      hn::Store(hn::PromoteTo(d, rounded), d, batch_.steps + r);
-    }
-    std::memcpy(args_.packed.data() + planes_.scales + first * sizeof(Float16), stored,
-                count * sizeof(Float16));
-  }
-
-  HWY_INLINE void CodeI8(int64_t first, int count) {
-    const RowTag d;
-    for (int r = 0; r < count; r += 4) StoreTreeMaxima(batch_.lanes[r], batch_.lengths + r);
-    for (int r = 0; r < kBatchRows; r += kPartLanes) {
-      const auto largest = hn::Load(d, batch_.lengths + r);
-      hn::Store(hn::Div(largest, hn::Set(d, kI8Levels)), d, batch_.steps + r);
-    }
-    RoundScales(first, count);
-    for (int r = 0; r < kBatchRows; r += kPartLanes) {
-      const auto step = hn::Load(d, batch_.steps + r);
-      const auto inverse = hn::Div(hn::Set(d, 1.0f), step);
-      hn::Store(hn::IfThenElseZero(hn::Gt(step, hn::Zero(d)), inverse), d, batch_.factors + r);
-    }
-    for (int r = 0; r < count; ++r) {
-      const I8Rule rule = {batch_.factors[r], batch_.steps[r]};
-      auto* codes = reinterpret_cast<int8_t*>(Codes(first + r));
-      RegisterRow row;
-      // The step of a normal scale is near enough to a 127th of the largest for none to be above.
-      if (HWY_LIKELY(!(rule.step < kSmallestNormalF16))) {
-        StoreI8Codes<CodeRange::kKnown>(rule, batch_.rows[r], codes, &row);
-      } else {
-        StoreI8Codes<CodeRange::kClamped>(rule, batch_.rows[r], codes, &row);
+  // kch4: what a channel's scale is, all tokens say; their rows are read twice.
+  HWY_NOINLINE void EncodeChannels() {
+    RegisterRow lowest, highest;
+    LoadRow(0, 0, &lowest);
+    highest = lowest;
+    ForEachBatch([&](int64_t first, int count) HWY_ATTR {
+      for (int r = 0; r < count; ++r) {
+        RegisterRow row;
+        LoadRow(first + r, r, &row);
+        HWY_UNROLL(16)
+        for (int p = 0; p < kParts; ++p) {
+          lowest.part[p] = hn::Min(lowest.part[p], row.part[p]);
+          highest.part[p] = hn::Max(highest.part[p], row.part[p]);
+        }
       }
-      StoreLanes(SquareLanes(row), batch_.error_lanes[r]);
-    }
+      AddNorms(count);
+    });
+    StoreParts(lowest, batch_.channels.zeros);
+    StoreParts(highest, batch_.channels.scales);
+    coder_.SetChannels(batch_);
+    ForEachBatch([&](int64_t first, int count) HWY_ATTR {
+      for (int r = 0; r < count; ++r) {
+        RegisterRow row;
+        LoadRow(first + r, r, &row);
+        StoreParts(row, batch_.rows[r]);
+      }
+      coder_.CodeChannels(first, count, batch_);
+      AddErrors(count);
+    });
   }
 
-  HWY_INLINE void CodeLm4(int64_t first, int count) {
-    const RowTag d;
-    const float* lengths = batch_.norms;
-    if (UsesRopeMean(row_)) {
-      for (int r = 0; r < count; r += 4) StoreTreeSums(batch_.lanes[r], batch_.lengths + r);
-      lengths = batch_.lengths;
-    }
-    for (int r = 0; r < kBatchRows; r += kPartLanes) {
-      const auto squared = hn::Load(d, lengths + r);
-      const auto unit = hn::Sqrt(hn::Set(d, static_cast<float>(kRegisterDim)));
-      const auto factor = hn::Div(unit, hn::Sqrt(squared));
-      hn::Store(hn::IfThenElseZero(hn::Gt(squared, hn::Zero(d)), factor), d, batch_.factors + r);
-    }
-    for (int r = 0; r < count; ++r) {
-      RegisterRow levels;
-      FindLm4Levels(batch_.factors[r], batch_.rows[r], Codes(first + r), &levels);
-      StoreLanes(SquareLanes(levels), batch_.lanes[r]);
-      StoreParts(levels, batch_.levels[r]);
-    }
-    for (int r = 0; r < count; r += 4) StoreTreeSums(batch_.lanes[r], batch_.level_lengths + r);
-    for (int r = 0; r < kBatchRows; r += kPartLanes) {
-      const auto squared = hn::Load(d, lengths + r);
-      const auto of_levels = hn::Load(d, batch_.level_lengths + r);
-      const auto scale = hn::Div(hn::Sqrt(squared), hn::Sqrt(of_levels));
-      // A row without length has no scale.
-      hn::Store(hn::IfThenElseZero(hn::Gt(squared, hn::Zero(d)), scale), d, batch_.steps + r);
-    }
-    RoundScales(first, count);
-    for (int r = 0; r < count; ++r) {
-      RegisterRow row;
-      LeaveOver(batch_.steps[r], batch_.rows[r], batch_.levels[r], &row);
-      StoreLanes(SquareLanes(row), batch_.error_lanes[r]);
+  template <class Visit>
+  HWY_INLINE void ForEachBatch(const Visit& visit) {
+    for (int64_t first = 0; first < row_.tokens; first += kBatchRows) {
+      visit(first, static_cast<int>(std::min<int64_t>(kBatchRows, row_.tokens - first)));
     }
   }
 
   // In token order.
-  HWY_INLINE void AddCounts(int count) {
-    for (int r = 0; r < count; r += 4) {
-      StoreTreeSums(batch_.error_lanes[r], batch_.errors + r);
-    }
-    for (int r = 0; r < count; ++r) {
-      counts_.squared_norm += batch_.norms[r];
-      counts_.squared_error += batch_.errors[r];
-    }
+  HWY_INLINE void AddNorms(int count) {
+    for (int r = 0; r < count; r += 4) StoreTreeSums(batch_.norm_lanes[r], batch_.norms + r);
+    for (int r = 0; r < count; ++r) counts_.squared_norm += batch_.norms[r];
+  }
+  HWY_INLINE void AddErrors(int count) {
+    for (int r = 0; r < count; r += 4) StoreTreeSums(batch_.error_lanes[r], batch_.errors + r);
+    for (int r = 0; r < count; ++r) counts_.squared_error += batch_.errors[r];
   }
 
   const EncodeArgs& args_;
@@ -291,6 +251,7 @@ class RegisterEncoder {
   const bool next_is_new_;
   const KvRef& keys_;
   const PackedPlanes planes_;
+  const BatchCoder coder_;
   const int32_t* const source_;
   EncodeBatch& batch_;
   EncodeCounts counts_;

@@ -17,6 +17,8 @@
 #include "kernels/base/dtype.h"
 #include "kernels/base/hadamard.h"
 #include "kernels/base/lanes.h"
+#include "kernels/base/packed_layout.h"
+#include "kernels/base/tensor_view.h"
 #include "kernels/cpu/kv_row-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -42,8 +44,9 @@ struct RegisterPair {
 // Narrower registers would spill more than they save.
 inline bool FitsRegisters(const KvRef& ref, const PackedRow& row) {
   const auto codec = static_cast<CodecId>(row.codec);
-  return (codec == CodecId::kI8t || codec == CodecId::kLm4) && kPartLanes >= 8 &&
-         ref.head_dim == kRegisterDim && ref.HasContiguousRows();
+  const bool plain = !NeedsFullBlock(codec) || row.flags == 0;
+  return codec != CodecId::kRaw16 && plain && kPartLanes >= 8 && ref.head_dim == kRegisterDim &&
+         ref.HasContiguousRows();
 }
 
 template <class T>
@@ -82,8 +85,9 @@ HWY_INLINE hn::Vec<hn::Repartition<uint16_t, RowTag>> RoundToHighHalf(hn::Vec<Ro
   const hn::RebindToUnsigned<RowTag> wide;
   const hn::Repartition<uint16_t, RowTag> halves;
   const auto bits = hn::BitCast(wide, x);
-  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(wide, 1u));
-  return hn::BitCast(halves, hn::Add(bits, hn::Add(odd, hn::Set(wide, 0x7FFFu))));
+  const auto odd = hn::TestBit(bits, hn::Set(wide, 0x10000u));
+  const auto up = hn::IfThenElse(odd, hn::Set(wide, 0x8000u), hn::Set(wide, 0x7FFFu));
+  return hn::BitCast(halves, hn::Add(bits, up));
 }
 HWY_INLINE void StoreRegisters(const RegisterRow& row, BFloat16* to) {
   const hn::Repartition<uint16_t, RowTag> halves;
@@ -227,44 +231,49 @@ HWY_INLINE void AllButterflies(RegisterPair* pair) {
   PairButterflies<64>(pair);
 }
 
-HWY_INLINE void ApplySigns(const float* HWY_RESTRICT signs, RegisterPair* pair) {
-  const RowTag d;
-  HWY_UNROLL(16)
-  for (int p = 0; p < kParts; ++p) {
-    const auto sign = hn::LoadU(d, signs + p * kPartLanes);
-    pair->a.part[p] = hn::Xor(pair->a.part[p], sign);
-    pair->b.part[p] = hn::Xor(pair->b.part[p], sign);
-  }
-}
-HWY_INLINE void ScaleParts(float scale, RegisterPair* pair) {
-  const RowTag d;
-  HWY_UNROLL(16)
-  for (int p = 0; p < kParts; ++p) {
-    pair->a.part[p] = hn::Mul(pair->a.part[p], hn::Set(d, scale));
-    pair->b.part[p] = hn::Mul(pair->b.part[p], hn::Set(d, scale));
-  }
-}
-
 // What the rotation of heads of 128, one block of order 128, takes from a Hadamard.
 struct RegisterHadamard {
-  alignas(64) float sign_bits[kRegisterDim];  // -0 where a sign is -1, else +0
+  alignas(64) float sign_bits[kRegisterDim];      // -0 where a sign is -1, else +0
+  alignas(64) float signed_scales[kRegisterDim];  // scale * sign
   float scale;
 };
 inline void LoadHadamard(RegisterHadamard* hadamard) {
+  const RowTag d;
   const Hadamard& from = HadamardOf(kRegisterDim);
-  for (int i = 0; i < kRegisterDim; ++i) hadamard->sign_bits[i] = 0.0f * from.signs[i];
   hadamard->scale = from.blocks[0].scale;
+  for (int i = 0; i < kRegisterDim; i += kPartLanes) {
+    const auto signs = hn::LoadU(d, from.signs.data() + i);
+    hn::Store(hn::And(signs, hn::SignBit(d)), d, hadamard->sign_bits + i);
+    hn::Store(hn::Mul(signs, hn::Set(d, hadamard->scale)), d, hadamard->signed_scales + i);
+  }
 }
-// RotateByHadamard and UnrotateByHadamard.
+
+// RotateByHadamard and UnrotateByHadamard. A factor of +-1 rounds nothing.
 HWY_INLINE void HadamardParts(const RegisterHadamard& hadamard, RegisterPair* pair) {
-  ApplySigns(hadamard.sign_bits, pair);
+  const RowTag d;
+  HWY_UNROLL(16)
+  for (int p = 0; p < kParts; ++p) {
+    const auto sign = hn::Load(d, hadamard.sign_bits + p * kPartLanes);
+    pair->a.part[p] = hn::Xor(pair->a.part[p], sign);
+    pair->b.part[p] = hn::Xor(pair->b.part[p], sign);
+  }
   AllButterflies(pair);
-  ScaleParts(hadamard.scale, pair);
+  const auto scale = hn::Set(d, hadamard.scale);
+  HWY_UNROLL(16)
+  for (int p = 0; p < kParts; ++p) {
+    pair->a.part[p] = hn::Mul(pair->a.part[p], scale);
+    pair->b.part[p] = hn::Mul(pair->b.part[p], scale);
+  }
 }
 HWY_INLINE void InverseHadamardParts(const RegisterHadamard& hadamard, RegisterPair* pair) {
+  const RowTag d;
   AllButterflies(pair);
-  ScaleParts(hadamard.scale, pair);
-  ApplySigns(hadamard.sign_bits, pair);
+  HWY_UNROLL(16)
+  for (int p = 0; p < kParts; ++p) {
+    const auto scale = hn::Load(d, hadamard.signed_scales + p * kPartLanes);
+    pair->a.part[p] = hn::Mul(pair->a.part[p], scale);
+    pair->b.part[p] = hn::Mul(pair->b.part[p], scale);
+  }
 }
 
 enum class MeanUse : uint8_t { kSubtract, kAdd };
