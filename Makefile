@@ -46,6 +46,12 @@ test: build ## every test: sanitizers, fuzz targets, then the product's own
 check: build ## the product's tests alone, without sanitizers and fuzzing
 	@ctest --preset cpu -j $(JOBS)
 
+.PHONY: python-test
+python-test: deps ## the Python client with protobuf 4, 6 and 7, and with torch
+	@$(MAKE) --no-print-directory build/cpu/build.ninja
+	@cmake --build --preset cpu -j $(JOBS) --target kvernd kvern
+	@client/python/tests/run.sh build/cpu/kvernd build/cpu/kvern build/cpu/python check protobuf4 protobuf7
+
 .PHONY: bench
 bench: deps ## measure ops and calls; JSON in build/cpu/bench.json, plot in docs/figures (BENCH='op/encode' for some, no plot)
 	@$(MAKE) --no-print-directory build/cpu/build.ninja

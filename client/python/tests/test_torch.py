@@ -72,7 +72,8 @@ def test_layers_apart_side_tensors_and_gradients(client: kvern.Client) -> None:
         budget_tokens=44, scorer="attention_mass:per_visible=false", recent=0, recent_share=0.0
     )
     inputs = kvern.Inputs(attention_mass=mass, positions=torch.arange(300))
-    result = client.compress(list(k), list(v), policy, inputs=inputs)
+    layers: list[Any] = list(k)
+    result: kvern.CompressResult[Any] = client.compress(layers, list(v), policy, inputs=inputs)
     assert result.kept_indices[1, 1].tolist() == [0, 1, 2, 3, *range(50, 90)]
     assert not result.k.requires_grad
 
@@ -80,9 +81,9 @@ def test_layers_apart_side_tensors_and_gradients(client: kvern.Client) -> None:
 def test_any_strides(client: kvern.Client) -> None:
     k, v = tensors(torch.bfloat16)
     want = client.compress(k, v, EVICT).k
-    swapped = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in (k, v)]
-    assert not swapped[0].is_contiguous()
-    assert torch.equal(client.compress(*swapped, EVICT).k, want)
+    k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (k, v))
+    assert not k.is_contiguous()
+    assert torch.equal(client.compress(k, v, EVICT).k, want)
 
 
 def test_from_the_store(client: kvern.Client) -> None:
