@@ -30,7 +30,8 @@ class Server:
         self.directory = directory or tempfile.mkdtemp(prefix="kvern-py-")
         self.address = f"unix:{self.directory}/kvern.sock"
         command = [os.environ["KVERND"], "--listen", self.address, "--listen", "127.0.0.1:0"]
-        command += ["--metrics-listen", "127.0.0.1:0", "--store-bytes", "64MiB", *flags]
+        command += ["--metrics-listen", "127.0.0.1:0", *flags]
+        command += [] if "--store-bytes" in flags else ["--store-bytes", "64MiB"]
         log = Path(self.directory) / "log"
         with log.open("wb") as out:
             self.process = subprocess.Popen(command, stderr=out)

@@ -20,7 +20,7 @@ make_venv() {  # NAME
   local venv=$work/$1 pins=$package/tests/requirements/$1.txt
   cmp -s "$pins" "$venv/pins" && return
   python3 -m venv --clear "$venv" || skip "python3 -m venv failed (Debian: python3-venv)"
-  PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/pip" install --quiet -r "$pins" ||
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --retries 1 -r "$pins" ||
     skip "pip cannot install $pins"
   cp "$pins" "$venv/pins"
 }

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Cache, Server, random_cache
+from conftest import ROPED, Cache, Server, random_cache
+from google.rpc import error_details_pb2, status_pb2
 
 import kvern
+from kvern.errors import from_status
+
+UNKNOWN = f"calibrations/{'0' * 64}"
 
 
 def refused(call: Callable[[], Any]) -> kvern.KvernError:
@@ -92,6 +97,14 @@ def test_via_is_a_known_word(client: kvern.Client, cache: Cache) -> None:
     assert refused(lambda: client.compress(*cache, via="pigeon")).field == "via"
 
 
+def test_an_unknown_model_costs_no_pool(client: kvern.Client, cache: Cache) -> None:
+    client.compress(*cache, "evict50")
+    before = client.list_pools()
+    assert refused(lambda: client.compress(*cache, model="nobody")).reason == "MODEL_UNKNOWN"
+    client.compress(*cache, "evict50")
+    assert client.list_pools() == before
+
+
 @pytest.mark.parametrize(
     ("reason", "arguments"),
     [
@@ -99,6 +112,16 @@ def test_via_is_a_known_word(client: kvern.Client, cache: Cache) -> None:
         ("INPUT_MISSING", {"policy": kvern.Policy(keep_ratio=0.5, scorer="snapkv")}),
         ("BUDGET_BELOW_PROTECTED", {"policy": kvern.Policy(budget_bytes=64, scorer="keydiff")}),
         ("MODEL_UNKNOWN", {"policy": "evict50", "model": "models/nobody"}),
+        ("CALIBRATION_UNKNOWN", {"policy": kvern.Policy("safe", calibrations=[UNKNOWN])}),
+        (
+            "SHAPE_CLASS",
+            {
+                "policy": kvern.Policy(
+                    keep_ratio=0.5, scorer="key_norm", budgeter="pyramid", positions="renumber"
+                ),
+                "model": ROPED,
+            },
+        ),
         (
             "CODEC_NEEDS_STORE",
             {"policy": kvern.Policy(codec="i8t"), "via": "inline"},
@@ -138,6 +161,88 @@ def test_deadline(client: kvern.Client, cache: Cache) -> None:
     error = refused(lambda: client.compress(*large, "evict50", timeout=0.001))
     assert error.code == "DEADLINE_EXCEEDED"
     assert client.compress(*cache, "evict50").outcome == "applied"
+
+
+def test_a_full_queue_says_when_to_ask_again(own_server: Callable[..., Server]) -> None:
+    server = own_server("--queued-calls", "1")
+    large = random_cache(4, 2, 20000, 64)
+    caught: list[kvern.KvernError] = []
+
+    def ask(client: kvern.Client) -> None:
+        try:
+            client.compress(*large, "evict50", copy=True)
+        except kvern.KvernError as error:
+            caught.append(error)
+
+    with kvern.Client(server.address) as client:
+        client.compress(*large, "evict50")
+        threads = [threading.Thread(target=ask, args=(client,)) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert caught
+    assert {error.code for error in caught} == {"RESOURCE_EXHAUSTED"}
+    assert all(error.retry_after is not None and error.retry_after > 0 for error in caught)
+    assert all(error.next_step.startswith("ask again in") for error in caught)
+
+
+def test_a_full_store(own_server: Callable[..., Server], cache: Cache) -> None:
+    server = own_server("--store-bytes", "1MiB")
+    with kvern.Client(server.address) as client:
+        client.put_sequence("first", *cache)
+        error = refused(lambda: client.put_sequence("second", *cache))
+        assert error.code == "RESOURCE_EXHAUSTED"
+        assert [stored.name for stored in client.list_sequences()] == ["sequences/first"]
+
+
+def test_a_response_too_large(own_server: Callable[..., Server]) -> None:
+    server = own_server("--max-response-bytes", "2MiB")
+    k, v = random_cache(4, 2, 3000, 64)
+    with kvern.Client(server.tcp_address) as client:
+        error = refused(lambda: client.compress(k, v, "evict50", via="inline"))
+        assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "RESPONSE_TOO_LARGE")
+        assert client.compress(k, v, "evict50", via="store").outcome == "applied"
+
+
+def test_models_and_sequences_in_use(client: kvern.Client, cache: Cache) -> None:
+    spec = kvern.ModelSpec(4, 2, 64, rope=kvern.Rope(theta=1e4), display_name="used")
+    model = client.register_model(spec, "used")
+    stored = client.put_sequence("kept", *cache, model=model)
+    assert refused(lambda: client.delete_model("used")).reason == "MODEL_IN_USE"
+    client.compress_sequences([kvern.StoreSequence("kept", stored.name)], "small", model=model)
+    epoch = client.get_sequence("kept").epoch
+    error = refused(lambda: client.append_sequence("kept", *cache, epoch=epoch))
+    assert error.reason == "SEQUENCE_PACKED"
+    client.delete_sequence("kept")
+    client.delete_model("used")
+
+
+def test_a_server_that_drains(own_server: Callable[..., Server], cache: Cache) -> None:
+    server = own_server()
+    with kvern.Client(server.address) as client:
+        server.process.terminate()
+        server.process.wait(20)
+        assert refused(lambda: client.compress(*cache, "evict50")).code == "UNAVAILABLE"
+
+
+def test_every_detail_of_a_status_is_read() -> None:
+    status = status_pb2.Status(code=15, message="compaction was cut short")
+    info = error_details_pb2.ErrorInfo(reason="SEQUENCE_POISONED", domain="kvern.dev")
+    bad = error_details_pb2.BadRequest()
+    bad.field_violations.add(field="sequences[2]")
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(1500)
+    for detail in (info, bad, retry):
+        status.details.add().Pack(detail)
+    error = from_status(status)
+    assert (error.code, error.reason, error.field) == (
+        "DATA_LOSS",
+        "SEQUENCE_POISONED",
+        "sequences[2]",
+    )
+    assert error.retry_after == 1.5
+    assert "recompute" in error.next_step
 
 
 def test_closed_client(server: Server, cache: Cache) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import Cache, Server, random_cache
+from conftest import ROPED, Cache, Server, random_cache
 
 import kvern
 from kvern import transports
@@ -141,6 +142,37 @@ def test_threads_share_a_client(client: kvern.Client) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_signal_in_a_call_leaves_nothing_pending(server: Server) -> None:
+    class InterruptedBySignalError(Exception):
+        pass
+
+    def interrupt(number: int, frame: object) -> None:
+        raise InterruptedBySignalError
+
+    k, v = random_cache(4, 2, 20000, 64)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    interrupted = 0
+    try:
+        with kvern.Client(server.address, model=ROPED) as client:
+            client.compress(k, v, "small")
+            for step in range(10):
+                signal.setitimer(signal.ITIMER_REAL, 0.005 + step * 0.004)
+                try:
+                    client.compress(k, v, "small")
+                except InterruptedBySignalError:
+                    interrupted += 1
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            result = client.compress(k, v, EVICT)
+            index = result.kept_indices[..., None].astype(np.int64)
+            assert np.array_equal(result.k, np.take_along_axis(k, index, 2))
+        with kvern.Client(server.address) as client:
+            assert client.list_sequences() == ()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > 3
+    assert server.metrics()["kvern_remembered_sequences"] == 0
 
 
 def copies(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 import kvern
 
@@ -21,6 +22,7 @@ def test_the_wheel_is_what_runs() -> None:
     (wheel,) = Path(DIST).glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "kvern/py.typed" in names
+    assert [name for name in names if name.endswith("dist-info/licenses/LICENSE")]
     protos = {"compression", "model", "pool", "server", "store", "types"}
     for suffix in ("py", "pyi"):
         assert {f"kvern/v1/{proto}_pb2.{suffix}" for proto in protos} <= set(names)
@@ -43,12 +45,18 @@ def test_an_sdist_needs_no_protoc(tmp_path: Path) -> None:
         assert first.read(name) == second.read(name), name
 
 
+def test_the_license_is_the_repository_s() -> None:
+    package = REPOSITORY / "client" / "python"
+    assert (package / "LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
+
+
 def test_importing_it_imports_neither_torch_nor_ml_dtypes() -> None:
     code = (
         "import sys, kvern; kvern.Policy('small'); "
         "sys.exit(any(name.split('.')[0] in ('torch', 'ml_dtypes') for name in sys.modules))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+    environment = os.environ | {"PYTHONPATH": str(Path(kvern.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
 def test_every_public_name_exists_and_is_documented() -> None:

@@ -10,14 +10,24 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kvern.errors import KvernError, invalid
 
-Array = TypeVar("Array")
+
+class ArrayLike(Protocol):
+    """What numpy arrays and torch tensors have in common, and sequences of them have not."""
+
+    @property
+    def shape(self) -> Any: ...
+    @property
+    def dtype(self) -> Any: ...
+
+
+Array = TypeVar("Array", bound=ArrayLike)
 Raw = NDArray[Any]
 
 _AXES = "[kv_heads, tokens, head_dim] or [layers, kv_heads, tokens, head_dim]"

@@ -10,6 +10,7 @@ from kvern import request as requests
 from kvern import results, transports
 from kvern.arrays import Array
 from kvern.errors import KvernError
+from kvern.models import Model
 from kvern.request import Job
 from kvern.rpc import Operation
 from kvern.session import Session
@@ -44,18 +45,22 @@ def plan(session: Session, job: Job[Any]) -> Operation[results.Plan]:
 
 
 def _carry(session: Session, job: Job[Any]) -> Operation[tuple[Carried, str]]:
-    """Once more when the server was started anew since the last call."""
+    """Once more when the server was started anew since it was asked about itself and the model."""
+    info = yield from session.info()
+    model = yield from session.model(job.model_or_shape())
     try:
-        return (yield from _carry_once(session, job))
+        return (yield from _carry_once(session, job, info, model))
     except KvernError as error:
         if not session.is_stale(error):
             raise
-    return (yield from _carry_once(session, job))
-
-
-def _carry_once(session: Session, job: Job[Any]) -> Operation[tuple[Carried, str]]:
     info = yield from session.info()
     model = yield from session.model(job.model_or_shape())
+    return (yield from _carry_once(session, job, info, model))
+
+
+def _carry_once(
+    session: Session, job: Job[Any], info: server_pb2.GetServerInfoResponse, model: Model
+) -> Operation[tuple[Carried, str]]:
     request = requests.to_proto(job, model.name)
     via = job.via
     if via == "auto":

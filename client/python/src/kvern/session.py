@@ -94,29 +94,36 @@ class Session:
         """
         with self._lock:
             self._forgotten.extend(ids)
-            if not self._forgotten or len(self._forgotten) < at_least:
-                return
-            gone, self._forgotten = self._forgotten, list(ids) if again else []
+            gone = list(self._forgotten)
+        if not gone or len(gone) < at_least:
+            return
         request = compression_pb2.ReleaseSequencesRequest(sequence_ids=gone)
         with contextlib.suppress(KvernError):
             yield from rpc.clean_up(rpc.RELEASE_SEQUENCES, request)
+        with self._lock:
+            told = set(gone) - set(ids if again else ())
+            self._forgotten = [name for name in self._forgotten if name not in told]
 
-    def delete_stored(self, name: str, *, again: bool) -> Operation[None]:
-        """Takes a sequence out of the store. Failing must not hide why the caller deletes.
+    def doubt(self, name: str) -> None:
+        """A call that has ended may have left this in the store."""
+        with self._lock:
+            self._doubtful.append(name)
 
-        again: its call was cut short, and the server may still be about to store it: the name is
-        deleted once more, when the next call ends or the client closes.
+    def delete_doubtful(self, *, again: str = "") -> Operation[None]:
+        """Takes them out of the store. Failing must not hide why the caller does.
+
+        again: of a call that was cut short, which the server may be about to store: it stays in
+        doubt until the next call ends, or the client closes.
         """
         with self._lock:
-            names = [name, *self._doubtful]
-            self._doubtful = [name] if again else []
-        yield from self._delete(names)
-
-    def _delete(self, names: Sequence[str]) -> Operation[None]:
+            names = list(self._doubtful)
         with contextlib.suppress(KvernError):
             for name in names:
                 request = store_pb2.DeleteSequenceRequest(name=name)
                 yield from rpc.clean_up(rpc.DELETE_SEQUENCE, request)
+        with self._lock:
+            settled = set(names) - {again}
+            self._doubtful = [name for name in self._doubtful if name not in settled]
 
     def delete_model(self, name: str) -> Operation[None]:
         """This client's own idle pools do not stand in the way."""
@@ -128,7 +135,7 @@ class Session:
     def close(self) -> Operation[None]:
         """Ends the pools and forgets their sequences."""
         yield from self._end_pools(self.slabs.clear())
-        yield from self._delete(self._doubtful)
+        yield from self.delete_doubtful()
 
     def _end_pools(self, slabs: Sequence[Slab]) -> Operation[None]:
         for slab in slabs:

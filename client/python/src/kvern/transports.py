@@ -116,7 +116,8 @@ def through_store(session: Session, job: Job[Any], request: _Request) -> Operati
         quiet = error.code in _ANSWERED
         raise
     finally:
-        yield from session.delete_stored(name, again=not quiet)
+        session.doubt(name)
+        yield from session.delete_doubtful(again="" if quiet else name)
 
 
 def through_pool(session: Session, job: Job[Any], request: _Request) -> Operation[Carried]:
@@ -145,12 +146,15 @@ def through_pool(session: Session, job: Job[Any], request: _Request) -> Operatio
         quiet = error.code in _ANSWERED
         raise
     finally:
-        if not quiet and request.sequences[0].HasField("paged"):
-            yield from _await_worker(request.model, key)
+        name = store.full_name(slab.sequence_id)
         if request.policy.placement == types_pb2.PLACEMENT_TO_STORE and not job.plan:
-            name = store.full_name(slab.sequence_id)
-            yield from session.delete_stored(name, again=not quiet)
-        yield from end_slab(session, slab, quiet)
+            session.doubt(name)
+        try:
+            if not quiet and request.sequences[0].HasField("paged"):
+                yield from _await_worker(request.model, key)
+            yield from session.delete_doubtful(again="" if quiet else name)
+        finally:
+            yield from end_slab(session, slab, quiet)
 
 
 def open_slab(session: Session, slab: Slab) -> Operation[None]:
