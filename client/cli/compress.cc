@@ -48,7 +48,8 @@ void AddSharedFlags(CLI::App* verb, CompressFlags* flags) {
   verb->add_option("IN", flags->input, "cache file (kvern-cache/1)")->required();
   AddPolicyFlags(verb, &flags->policy);
   verb->add_option("--calibration", flags->calibrations,
-                   "calibration or query moments of the model; repeat it")
+                   "calibration or query moments of the model, or `observed`, what the server "
+                   "counted of its live queries; repeat it")
       ->group("Policy")
       ->type_name("FILE")
       ->take_all()
@@ -72,6 +73,10 @@ client::Transport ParseVia(const std::string& via) {
 absl::Status AddCalibrations(const client::Client& client, const CompressFlags& flags,
                              const Console& console, v1::Policy* policy) {
   for (const std::string& path : flags.calibrations) {
+    if (path == "observed") {
+      policy->add_calibrations("calibrations/observed");
+      continue;
+    }
     KVERN_ASSIGN_OR_RETURN(const auto file, client::MappedFile::Open(path));
     KVERN_ASSIGN_OR_RETURN(
         const std::string name,

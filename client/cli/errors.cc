@@ -37,6 +37,7 @@ constexpr NextStep kByReason[] = {
     {"SEQUENCE_UNKNOWN", "`kvern store list` shows what is stored"},
     {"POOL_EXPIRED", "run the command again: pools end with the process that made them"},
     {"CALIBRATION_UNKNOWN", "upload it: kvern models import FILE"},
+    {"OBSERVED_TOO_FEW", "observe more: kvern models observe CACHE, or --calibration FILE"},
     {"EPOCH_MISMATCH", "fetch the sequence's epoch (kvern store list) and try again"},
 };
 

@@ -1,5 +1,7 @@
 // Models the server knows, and calibrations it holds.
+#include <algorithm>
 #include <memory>
+#include <span>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -7,6 +9,7 @@
 #include "client/cli/message_json.h"
 #include "client/cli/text_table.h"
 #include "client/cpp/cache_model.h"
+#include "client/cpp/observe.h"
 #include "client/cpp/upload.h"
 #include "kernels/base/status_macros.h"
 
@@ -18,12 +21,18 @@ constexpr char kModelsExamples[] = R"(Examples:
   kvern models register chat.safetensors --name smollm2 --calibration moments.safetensors
       the geometry comes from the cache file; calibrations become the model's defaults
   kvern models import calibration.safetensors moments.safetensors
+  kvern models observe chat.safetensors
+      counts the queries of the file's q_window: calibration without a calibration run
+  kvern models export smollm2 -o moments.safetensors --format query-moments
+      keeps what was observed as a file for `import` and for kvernd --models
   kvern models delete smollm2)";
 
 struct ModelFlags {
   std::string input;
   std::string name;
   std::vector<std::string> calibrations;
+  std::string output;
+  std::string format = "calibration";
 };
 
 std::string ModelName(const std::string& name) {
@@ -114,6 +123,66 @@ absl::Status RegisterModel(const ModelFlags& flags, const GlobalFlags& globals,
   return absl::OkStatus();
 }
 
+absl::StatusOr<v1::ObserveQueriesResponse> ObserveFile(const client::Client& client,
+                                                       const ModelFlags& flags,
+                                                       const std::string& path,
+                                                       std::string* model) {
+  KVERN_ASSIGN_OR_RETURN(const client::CacheFile cache, client::CacheFile::Open(path));
+  *model = ModelName(flags.name);
+  if (model->empty()) {
+    KVERN_ASSIGN_OR_RETURN(const v1::Model described, ModelOf(cache));
+    KVERN_ASSIGN_OR_RETURN(const v1::Model found, FindOrRegisterModel(client, described));
+    *model = found.name();
+  }
+  KVERN_ASSIGN_OR_RETURN(const client::QueriesToObserve queries, ObservableQueries(cache, *model));
+  return client::ObserveQueries(client, queries);
+}
+
+absl::Status ObserveCaches(const ModelFlags& flags, const GlobalFlags& globals,
+                           const Console& console) {
+  KVERN_ASSIGN_OR_RETURN(const Session session, Session::Open(globals));
+  for (const std::string& path : flags.calibrations) {
+    std::string model;
+    KVERN_ASSIGN_OR_RETURN(const v1::ObserveQueriesResponse counted,
+                           ObserveFile(session.Client(), flags, path, &model));
+    if (globals.json) {
+      nlohmann::ordered_json json = ToJson(counted);
+      json["model"] = model;
+      PrintJson(console, json);
+      continue;
+    }
+    const v1::ObservedQueries& observed = counted.observed();
+    const auto& of_layers = observed.layer_tokens();
+    const auto layers = of_layers.size() - std::count(of_layers.begin(), of_layers.end(), 0);
+    console.out << model << ": counted " << counted.counted_tokens() << " query positions, "
+                << *std::max_element(of_layers.begin(), of_layers.end()) << " so far in " << layers
+                << " of " << of_layers.size() << " layers; serves policies from "
+                << observed.confident_tokens() << " on\n";
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ExportObserved(const ModelFlags& flags, const GlobalFlags& globals,
+                            const Console& console) {
+  KVERN_ASSIGN_OR_RETURN(const Session session, Session::Open(globals));
+  KVERN_ASSIGN_OR_RETURN(const std::string file,
+                         client::ExportCalibration(session.Client(), ModelName(flags.name),
+                                                   absl::StrCat("kvern-", flags.format, "/1")));
+  KVERN_ASSIGN_OR_RETURN(const formats::Safetensors contents,
+                         formats::ParseSafetensors(std::as_bytes(std::span(file))));
+  KVERN_RETURN_IF_ERROR(
+      client::WriteSafetensorsFile(flags.output, contents, ProgressLine(console, flags.output)));
+  if (globals.json) {
+    PrintJson(console, {{"output", flags.output},
+                        {"model", ModelName(flags.name)},
+                        {"observed_tokens", contents.Metadata("observed_tokens")}});
+  } else {
+    console.out << "wrote " << flags.output << ", of " << contents.Metadata("observed_tokens")
+                << " query positions\n";
+  }
+  return absl::OkStatus();
+}
+
 absl::Status DeleteModel(const ModelFlags& flags, const GlobalFlags& globals,
                          const Console& console) {
   KVERN_ASSIGN_OR_RETURN(const Session session, Session::Open(globals));
@@ -159,6 +228,24 @@ void AddModels(CLI::App* app, const GlobalFlags* globals, Commands* commands) {
                                           "--calibration` makes them a model's defaults");
   import->add_option("FILE", flags->calibrations, "safetensors files")->required();
   add(import, ImportCalibrations);
+
+  CLI::App* observe = verb->add_subcommand(
+      "observe", "count queries of cache files: the model's calibration learned as it runs");
+  observe->add_option("CACHE", flags->calibrations, "cache files with q_window")->required();
+  observe->add_option("--name", flags->name, "the model's id (default: the files describe it)")
+      ->type_name("ID");
+  add(observe, ObserveCaches);
+
+  CLI::App* keep =
+      verb->add_subcommand("export", "write what was observed of a model's queries as a file");
+  keep->add_option("NAME", flags->name, "the model's id")->required();
+  keep->add_option("-o,--output", flags->output, "file to write")->type_name("FILE")->required();
+  keep->add_option("--format", flags->format,
+                   "calibration (for triattention; the default) or query-moments (for "
+                   "expected_attention)")
+      ->check(CLI::IsMember({"calibration", "query-moments"}).description(""))
+      ->type_name("FORMAT");
+  add(keep, ExportObserved);
 
   CLI::App* remove = verb->add_subcommand("delete", "forget a model");
   remove->add_option("NAME", flags->name, "its id")->required();

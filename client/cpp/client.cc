@@ -194,11 +194,14 @@ absl::StatusOr<v1::Model> Client::RegisterModel(const v1::Model& model) const {
 }
 
 absl::StatusOr<v1::Model> Client::GetModel(const std::string& name) const {
+  KVERN_ASSIGN_OR_RETURN(v1::GetModelResponse response, DescribeModel(name));
+  return std::move(*response.mutable_model());
+}
+
+absl::StatusOr<v1::GetModelResponse> Client::DescribeModel(const std::string& name) const {
   v1::GetModelRequest request;
   request.set_name(name);
-  KVERN_ASSIGN_OR_RETURN(v1::GetModelResponse response,
-                         Call(*this, stubs_->models, &v1::ModelService::Stub::GetModel, request));
-  return std::move(*response.mutable_model());
+  return Call(*this, stubs_->models, &v1::ModelService::Stub::GetModel, request);
 }
 
 absl::StatusOr<v1::ListModelsResponse> Client::ListModels() const {

@@ -69,6 +69,8 @@ class Client {
   // An empty name is derived from the spec; the same spec again succeeds.
   absl::StatusOr<v1::Model> RegisterModel(const v1::Model& model) const;
   absl::StatusOr<v1::Model> GetModel(const std::string& name) const;
+  // With its artifacts and what was observed of its queries (observe.h).
+  absl::StatusOr<v1::GetModelResponse> DescribeModel(const std::string& name) const;
   absl::StatusOr<v1::ListModelsResponse> ListModels() const;
   absl::Status DeleteModel(const std::string& name) const;
 

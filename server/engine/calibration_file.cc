@@ -17,8 +17,6 @@ namespace {
 using formats::Safetensors;
 using formats::TensorEntry;
 
-constexpr char kCentresFormat[] = "kvern-calibration/1";
-constexpr char kMomentsFormat[] = "kvern-query-moments/1";
 // Writers round mean and mean of |.| apart.
 constexpr double kRoundingSlack = 1e-6;
 

@@ -11,6 +11,9 @@
 
 namespace kvern::engine {
 
+inline constexpr char kCentresFormat[] = "kvern-calibration/1";
+inline constexpr char kMomentsFormat[] = "kvern-query-moments/1";
+
 // Reads `kvern-calibration/1` or `kvern-query-moments/1`; the digest is left empty. Errors:
 // InvalidArgument naming the tensor (what, got, want): shape, element type, values that are not
 // finite, |mean| above the mean of |.|, negative variances or sensitivities.

@@ -349,6 +349,7 @@ EngineGauges Engine::Gauges() const {
   gauges.attachments = impl_->attachments.Count();
   gauges.remembered_sequences = impl_->remembered.Count();
   gauges.replay_evictions = impl_->replays.Evictions();
+  gauges.observed_bytes = impl_->models.ObservedBytes();
   return gauges;
 }
 

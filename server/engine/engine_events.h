@@ -46,6 +46,7 @@ struct EngineGauges {
   int64_t attachments = 0;
   int64_t remembered_sequences = 0;
   int64_t replay_evictions = 0;  // since start
+  int64_t observed_bytes = 0;    // statistics of observed queries
 };
 
 }  // namespace kvern::engine

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <new>
 #include <set>
 #include <span>
 #include <utility>
@@ -104,6 +105,18 @@ absl::Status UnknownCalibration() {
       "CALIBRATION_UNKNOWN");
 }
 
+absl::Status UnknownModel() {
+  return WithReason(
+      absl::NotFoundError("model: got a name that is not registered, want RegisterModel first"),
+      "MODEL_UNKNOWN");
+}
+
+absl::Status NothingObserved() {
+  return WithReason(absl::FailedPreconditionError("calibrations/observed: got no queries of the "
+                                                  "model, want ObserveQueries first"),
+                    "OBSERVED_TOO_FEW");
+}
+
 // Free text does not make another model.
 bool SameModel(const RegisteredModel& a, const RegisteredModel& b) {
   return a.spec.num_layers == b.spec.num_layers && a.spec.q_heads == b.spec.q_heads &&
@@ -188,9 +201,7 @@ absl::StatusOr<std::shared_ptr<const RegisteredModel>> ModelRegistry::Find(
   absl::MutexLock lock(&mutex_);
   const auto found = models_.find(id);
   if (found != models_.end()) return found->second;
-  return WithReason(
-      absl::NotFoundError("model: got a name that is not registered, want RegisterModel first"),
-      "MODEL_UNKNOWN");
+  return UnknownModel();
 }
 
 std::vector<RegisteredModel> ModelRegistry::List() const {
@@ -202,6 +213,10 @@ std::vector<RegisteredModel> ModelRegistry::List() const {
 
 bool ModelRegistry::Delete(const std::string& id) {
   absl::MutexLock lock(&mutex_);
+  if (const auto observed = observed_.find(id); observed != observed_.end()) {
+    observed_bytes_ -= ObservedQueries::BytesFor(models_.at(id)->spec);
+    observed_.erase(observed);
+  }
   return models_.erase(id) > 0;
 }
 
@@ -277,13 +292,97 @@ std::vector<CalibrationArtifact> ModelRegistry::ListCalibrations() const {
 }
 
 absl::StatusOr<pipeline::Calibrations> ModelRegistry::Resolve(
-    const RegisteredModel& model, const std::vector<std::string>& names) const {
+    const RegisteredModel& model, const std::vector<std::string>& names,
+    std::span<const int32_t> layers) const {
   pipeline::Calibrations calibrations;
+  bool asked = false;
   for (const std::string& name : names.empty() ? model.calibrations : names) {
+    if (name == kObservedCalibration) {
+      asked = true;
+      continue;
+    }
     KVERN_ASSIGN_OR_RETURN(const CalibrationArtifact artifact, FindCalibration(name));
     KVERN_RETURN_IF_ERROR(AddCalibration(model.spec, artifact, &calibrations));
   }
+  if (asked || names.empty()) {
+    KVERN_RETURN_IF_ERROR(
+        AddObserved(model.id, asked ? Asked::kByName : Asked::kByDefault, layers, &calibrations));
+  }
   return calibrations;
+}
+
+absl::Status ModelRegistry::AddObserved(const std::string& id, Asked asked,
+                                        std::span<const int32_t> layers,
+                                        pipeline::Calibrations* calibrations) const {
+  if (calibrations->centres != nullptr && calibrations->moments != nullptr) {
+    return absl::OkStatus();
+  }
+  const std::shared_ptr<ObservedQueries> observed = Observed(id);
+  const bool by_name = asked == Asked::kByName;
+  if (observed == nullptr) return by_name ? NothingObserved() : absl::OkStatus();
+  const auto snapshot = observed->Current(layers);
+  if (snapshot == nullptr) return by_name ? observed->TooFew(layers) : absl::OkStatus();
+  if (calibrations->centres == nullptr) {
+    calibrations->centres = snapshot->centres;
+    calibrations->observed_centres = true;
+  }
+  if (calibrations->moments == nullptr) {
+    calibrations->moments = snapshot->moments;
+    calibrations->observed_moments = true;
+  }
+  calibrations->observed_tokens = snapshot->LeastTokens(layers);
+  calibrations->cache_key += snapshot->cache_key;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<ObservedQueries>> ModelRegistry::Observe(const std::string& id) {
+  KVERN_ASSIGN_OR_RETURN(const auto model, Find(id));
+  if (auto observed = Observed(id)) return observed;
+  // Large, so made outside the lock; its bytes are taken before and given back if it is not wanted.
+  const int64_t bytes = ObservedQueries::BytesFor(model->spec);
+  KVERN_RETURN_IF_ERROR(TakeObservedBytes(bytes));
+  std::shared_ptr<ObservedQueries> fresh;
+  try {
+    fresh = std::make_shared<ObservedQueries>(model->spec);
+  } catch (const std::bad_alloc&) {
+    // Answered below.
+  }
+  absl::MutexLock lock(&mutex_);
+  const auto found = models_.find(id);
+  const bool gone = found == models_.end() || found->second != model;
+  std::shared_ptr<ObservedQueries> observed = fresh;
+  if (!gone && fresh != nullptr) observed = observed_.emplace(id, fresh).first->second;
+  if (gone || observed != fresh || fresh == nullptr) observed_bytes_ -= bytes;
+  if (gone) return UnknownModel();
+  if (observed != nullptr) return observed;
+  return absl::ResourceExhaustedError(
+      absl::StrCat("observed queries: got no memory for ", bytes, " bytes, want more of it"));
+}
+
+absl::Status ModelRegistry::TakeObservedBytes(int64_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  const int64_t left = limits_.observed_bytes - observed_bytes_;
+  if (bytes > left) {
+    return WithReason(
+        absl::ResourceExhaustedError(absl::StrCat("observed queries: got ", bytes,
+                                                  " bytes of statistics for the model, want at "
+                                                  "most ",
+                                                  left, " (--observed-bytes)")),
+        "QUOTA");
+  }
+  observed_bytes_ += bytes;
+  return absl::OkStatus();
+}
+
+std::shared_ptr<ObservedQueries> ModelRegistry::Observed(const std::string& id) const {
+  absl::MutexLock lock(&mutex_);
+  const auto found = observed_.find(id);
+  return found == observed_.end() ? nullptr : found->second;
+}
+
+int64_t ModelRegistry::ObservedBytes() const {
+  absl::MutexLock lock(&mutex_);
+  return observed_bytes_;
 }
 
 }  // namespace kvern::engine

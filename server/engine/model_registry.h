@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <list>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "absl/container/btree_map.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "server/engine/observed_queries.h"
 #include "server/memory/limits.h"
 #include "server/pipeline/model.h"
 
@@ -50,14 +52,30 @@ class ModelRegistry {
   absl::StatusOr<CalibrationArtifact> FindCalibration(const std::string& sha256) const;
   std::vector<CalibrationArtifact> ListCalibrations() const;
 
-  // The calibrations that a request's policy names, else the model's defaults; geometry checked
-  // against the model. Errors: NotFound/CALIBRATION_UNKNOWN; InvalidArgument on a mismatch.
+  // What live queries say of a model; made by the first Observe, gone with the model. Errors:
+  // NotFound/MODEL_UNKNOWN; ResourceExhausted/QUOTA when observed_bytes would be exceeded.
+  absl::StatusOr<std::shared_ptr<ObservedQueries>> Observe(const std::string& id);
+  // Null where nothing was observed.
+  std::shared_ptr<ObservedQueries> Observed(const std::string& id) const;
+  int64_t ObservedBytes() const;  // of all models
+
+  // The calibrations that a request's policy names, else the model's defaults, with observed
+  // queries of `layers` (none: of all) in place of a kind that these lack; geometry checked against
+  // the model. Errors:
+  // NotFound/CALIBRATION_UNKNOWN; InvalidArgument on a mismatch;
+  // FailedPrecondition/OBSERVED_TOO_FEW for kObservedCalibration by name.
   absl::StatusOr<pipeline::Calibrations> Resolve(const RegisteredModel& model,
-                                                 const std::vector<std::string>& names) const;
+                                                 const std::vector<std::string>& names,
+                                                 std::span<const int32_t> layers = {}) const;
 
  private:
   // Evicts until `bytes` more fit. Errors: ResourceExhausted; nothing changes then.
   absl::Status MakeRoom(int64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status TakeObservedBytes(int64_t bytes);
+  // Observed queries for the kinds that `calibrations` lacks.
+  enum class Asked : uint8_t { kByDefault, kByName };
+  absl::Status AddObserved(const std::string& id, Asked asked, std::span<const int32_t> layers,
+                           pipeline::Calibrations* calibrations) const;
 
   const Limits limits_;
   mutable absl::Mutex mutex_;
@@ -66,6 +84,8 @@ class ModelRegistry {
   absl::btree_map<std::string, CalibrationArtifact> calibrations_ ABSL_GUARDED_BY(mutex_);
   mutable std::list<std::string> used_ ABSL_GUARDED_BY(mutex_);  // least recent first
   int64_t calibration_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::btree_map<std::string, std::shared_ptr<ObservedQueries>> observed_ ABSL_GUARDED_BY(mutex_);
+  int64_t observed_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace kvern::engine

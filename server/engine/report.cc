@@ -96,6 +96,19 @@ void DescribePolicy(const pipeline::ResolvedPolicy& policy, SequenceResult* resu
   result->warnings.insert(result->warnings.end(), policy.warnings.begin(), policy.warnings.end());
 }
 
+void DescribeObserved(const pipeline::Calibrations& calibrations,
+                      const pipeline::ResolvedPolicy& policy, SequenceResult* result) {
+  const int observed = (calibrations.observed_centres ? pipeline::kNeedsCentres : 0) |
+                       (calibrations.observed_moments ? pipeline::kNeedsMoments : 0);
+  const bool used =
+      std::any_of(policy.scorers.begin(), policy.scorers.end(),
+                  [observed](const auto& scorer) { return (scorer->Inputs() & observed) != 0; });
+  if (!used) return;
+  result->warnings.push_back(absl::StrCat("calibration: the model has no file of the kind; took ",
+                                          "the queries observed at ", calibrations.observed_tokens,
+                                          " positions"));
+}
+
 int64_t NextPosition(const BoundSource& source, const pipeline::ResolvedPolicy& policy,
                      const pipeline::KeepPlan& plan) {
   const bool renumbers = policy.positions == pipeline::PositionMode::kRenumber;

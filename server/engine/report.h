@@ -14,6 +14,9 @@ namespace kvern::engine {
 
 void DescribeSource(const BoundSource& source, SequenceResult* result);
 void DescribePolicy(const pipeline::ResolvedPolicy& policy, SequenceResult* result);
+// A remark where scorers work with observed queries that the policy did not name.
+void DescribeObserved(const pipeline::Calibrations& calibrations,
+                      const pipeline::ResolvedPolicy& policy, SequenceResult* result);
 // Where positions continue after the plan: renumbered ones at the kept count.
 int64_t NextPosition(const BoundSource& source, const pipeline::ResolvedPolicy& policy,
                      const pipeline::KeepPlan& plan);

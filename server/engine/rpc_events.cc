@@ -10,7 +10,8 @@ const char* Name(Rpc rpc) {
       "CompressCache",  "ReleaseSequences", "RegisterPool",      "GetPool",        "ListPools",
       "UnregisterPool", "KeepPoolAlive",    "PutSequence",       "AppendSequence", "FetchSequence",
       "GetSequence",    "ListSequences",    "DeleteSequence",    "RegisterModel",  "GetModel",
-      "ListModels",     "DeleteModel",      "ImportCalibration", "GetServerInfo",  "ListStages"};
+      "ListModels",     "DeleteModel",      "ImportCalibration", "GetServerInfo",  "ListStages",
+      "ObserveQueries", "ExportCalibration"};
   static_assert(std::size(kNames) == kRpcCount);
   const int index = static_cast<int>(rpc);
   KVERN_CHECK(index >= 0 && index < kRpcCount);

@@ -33,8 +33,10 @@ enum class Rpc : uint8_t {
   kImportCalibration,
   kGetServerInfo,
   kListStages,
+  kObserveQueries,
+  kExportCalibration,
 };
-inline constexpr int kRpcCount = static_cast<int>(Rpc::kListStages) + 1;
+inline constexpr int kRpcCount = static_cast<int>(Rpc::kExportCalibration) + 1;
 // "CompressCache".
 const char* Name(Rpc rpc);
 

@@ -191,9 +191,11 @@ absl::Status SequenceRun::CheckResponse() {
 absl::Status SequenceRun::Decide() {
   const pipeline::Policy& asked = job_.policy.has_value() ? *job_.policy : call_.job.policy;
   KVERN_ASSIGN_OR_RETURN(source_->calibrations,
-                         call_.workplace.models.Resolve(call_.model, asked.calibrations));
+                         call_.workplace.models.Resolve(call_.model, asked.calibrations,
+                                                        source_->input.layer_indices));
   KVERN_ASSIGN_OR_RETURN(policy_, pipeline::Resolve(asked, AvailabilityOf(*source_)));
   DescribePolicy(policy_, &result_);
+  if (asked.calibrations.empty()) DescribeObserved(source_->calibrations, policy_, &result_);
   fields_ = FieldsFor(call_.job.fields, policy_.placement);
   if (policy_.placement == Placement::kToStore) KVERN_RETURN_IF_ERROR(CheckStoreId(job_));
   const absl::Time start = absl::Now();

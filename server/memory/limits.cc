@@ -43,6 +43,8 @@ constexpr LimitField kFields[] = {
     {"replay-seconds", "seconds that an answer is kept for replay", &Limits::replay_seconds, 86400},
     {"pool-lease", "seconds that a pool with a CUDA IPC handle lives without renewal",
      &Limits::pool_lease, 86400},
+    {"observed-bytes", "bytes of all statistics of observed queries", &Limits::observed_bytes,
+     1024 * kGiB},
 };
 static_assert(sizeof(Limits) == std::size(kFields) * sizeof(int64_t), "every limit has a row");
 

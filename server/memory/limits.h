@@ -33,6 +33,7 @@ struct Limits {
   int64_t replay_bytes = int64_t{64} << 20;
   int64_t replay_seconds = 60;
   int64_t pool_lease = 60;  // seconds
+  int64_t observed_bytes = int64_t{1} << 30;
 };
 
 struct LimitField {

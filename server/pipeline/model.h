@@ -55,6 +55,10 @@ struct Calibrations {
   std::shared_ptr<const QueryCentres> centres;
   std::shared_ptr<const QueryMoments> moments;
   std::string cache_key;  // names of the artifacts: keys derived tables (averaged rotations)
+  // Counted live where the artifacts had none of the kind.
+  bool observed_centres = false;
+  bool observed_moments = false;
+  int64_t observed_tokens = 0;  // in the layer of the sequence with fewest
 };
 
 }  // namespace kvern::pipeline

@@ -1,4 +1,4 @@
-// What the registry keeps is immutable, so answers need no locks beyond its own.
+// What the registry keeps is immutable or locks itself, so answers need no locks here.
 #include "server/rpc/model_service.h"
 
 #include <memory>
@@ -7,9 +7,11 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
+#include "server/rpc/export_stream.h"
 #include "server/rpc/import_stream.h"
 #include "server/rpc/model_from_proto.h"
 #include "server/rpc/name_from_proto.h"
+#include "server/rpc/observe_stream.h"
 #include "server/rpc/resource_to_proto.h"
 
 namespace kvern::rpc {
@@ -55,6 +57,20 @@ grpc::ServerReadReactor<v1::ImportCalibrationRequest>* ModelService::ImportCalib
   return stream.get();  // owns itself until OnDone
 }
 
+grpc::ServerReadReactor<v1::ObserveQueriesRequest>* ModelService::ObserveQueries(
+    grpc::CallbackServerContext* context, v1::ObserveQueriesResponse* response) {
+  const auto stream = std::make_shared<ObserveStream>(deps_, context, response, &observe_log_);
+  stream->Begin(absl::Seconds(deps_.GetLimits().idle_stream_seconds));
+  return stream.get();  // owns itself until OnDone
+}
+
+grpc::ServerWriteReactor<v1::ExportCalibrationResponse>* ModelService::ExportCalibration(
+    grpc::CallbackServerContext* context, const v1::ExportCalibrationRequest* request) {
+  const auto stream = std::make_shared<ExportStream>(deps_, context);
+  stream->Begin(*request);
+  return stream.get();  // owns itself until OnDone
+}
+
 absl::Status ModelService::Register(const v1::RegisterModelRequest& request,
                                     v1::RegisterModelResponse* response) {
   KVERN_ASSIGN_OR_RETURN(engine::RegisteredModel model, FromProto(request, deps_.GetLimits()));
@@ -74,6 +90,10 @@ absl::Status ModelService::Get(const v1::GetModelRequest& request, v1::GetModelR
     KVERN_ASSIGN_OR_RETURN(const engine::CalibrationArtifact artifact,
                            registry.FindCalibration(sha256));
     ToProto(artifact, response->add_calibrations());
+  }
+  if (const auto observed = registry.Observed(id)) {
+    ToProto(observed->Describe(engine::ObservedQueries::Detail::kMeanErrors),
+            response->mutable_observed());
   }
   return absl::OkStatus();
 }

@@ -5,13 +5,14 @@
 #include <string>
 
 #include "kvern/v1/model.grpc.pb.h"
+#include "server/rpc/observe_log.h"
 #include "server/rpc/service_deps.h"
 
 namespace kvern::rpc {
 
 class ModelService final : public v1::ModelService::CallbackService {
  public:
-  explicit ModelService(const ServiceDeps& deps) : deps_(deps) {}
+  explicit ModelService(const ServiceDeps& deps) : deps_(deps), observe_log_(deps.GetLimits()) {}
 
   grpc::ServerUnaryReactor* RegisterModel(grpc::CallbackServerContext* context,
                                           const v1::RegisterModelRequest* request,
@@ -27,6 +28,10 @@ class ModelService final : public v1::ModelService::CallbackService {
                                         v1::DeleteModelResponse* response) override;
   grpc::ServerReadReactor<v1::ImportCalibrationRequest>* ImportCalibration(
       grpc::CallbackServerContext* context, v1::ImportCalibrationResponse* response) override;
+  grpc::ServerReadReactor<v1::ObserveQueriesRequest>* ObserveQueries(
+      grpc::CallbackServerContext* context, v1::ObserveQueriesResponse* response) override;
+  grpc::ServerWriteReactor<v1::ExportCalibrationResponse>* ExportCalibration(
+      grpc::CallbackServerContext* context, const v1::ExportCalibrationRequest* request) override;
 
  private:
   absl::Status Register(const v1::RegisterModelRequest& request,
@@ -37,6 +42,7 @@ class ModelService final : public v1::ModelService::CallbackService {
   absl::Status CheckUnused(const std::string& id);
 
   const ServiceDeps deps_;
+  ObserveLog observe_log_;
 };
 
 }  // namespace kvern::rpc

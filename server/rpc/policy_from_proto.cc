@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "server/engine/observed_queries.h"
 #include "server/rpc/name_from_proto.h"
 
 namespace kvern::rpc {
@@ -174,6 +175,10 @@ absl::Status SetCalibrations(const v1::Policy& policy, const FieldPath& path,
   KVERN_RETURN_IF_ERROR(
       CheckCount(names, policy.calibrations_size(), kMaxCalibrations, "calibrations"));
   for (int i = 0; i < policy.calibrations_size(); ++i) {
+    if (policy.calibrations(i) == absl::StrCat("calibrations/", engine::kObservedCalibration)) {
+      out->calibrations.emplace_back(engine::kObservedCalibration);
+      continue;
+    }
     KVERN_ASSIGN_OR_RETURN(std::string sha256, ParseName(policy.calibrations(i),
                                                          Collection::kCalibrations, names.At(i)));
     out->calibrations.push_back(std::move(sha256));

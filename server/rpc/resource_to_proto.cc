@@ -58,6 +58,14 @@ void ToProto(const engine::RegisteredModel& model, v1::Model* out) {
   }
 }
 
+void ToProto(const engine::ObservedQueries::Facts& facts, v1::ObservedQueries* out) {
+  out->mutable_layer_tokens()->Add(facts.layer_tokens.begin(), facts.layer_tokens.end());
+  out->set_confident_tokens(facts.confident_tokens);
+  out->set_confident(facts.confident);
+  out->mutable_mean_error()->Add(facts.mean_errors.begin(), facts.mean_errors.end());
+  out->set_size_bytes(facts.size_bytes);
+}
+
 void ToProto(const engine::CalibrationArtifact& artifact, v1::Calibration* out) {
   out->set_name(MakeName(artifact.sha256, Collection::kCalibrations));
   out->set_format(artifact.format);

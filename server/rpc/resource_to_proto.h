@@ -13,6 +13,7 @@ namespace kvern::rpc {
 
 void ToProto(const engine::RegisteredModel& model, v1::Model* out);
 void ToProto(const engine::CalibrationArtifact& artifact, v1::Calibration* out);
+void ToProto(const engine::ObservedQueries::Facts& facts, v1::ObservedQueries* out);
 
 // Attachment ids and handles are bearer secrets: regions are counted, never named.
 void ToProto(const memory::Pool& pool, v1::Pool* out);

@@ -75,11 +75,23 @@ std::vector<std::string> PolicyLabels() {
 }
 
 std::vector<std::string> ReasonLabels() {
-  return {"EPOCH_MISMATCH",         "POOL_EXPIRED",          "SEQUENCE_UNKNOWN",
-          "MODEL_UNKNOWN",          "CALIBRATION_UNKNOWN",   "CODEC_NEEDS_STORE",
-          "BUDGET_BELOW_PROTECTED", "ROPE_UNKNOWN",          "SHAPE_CLASS",
-          "INPUT_MISSING",          "DESTINATION_TOO_SMALL", "SEQUENCE_PACKED",
-          "SEQUENCE_POISONED",      "DEVICE_LOST",           "other"};
+  return {"EPOCH_MISMATCH",
+          "POOL_EXPIRED",
+          "SEQUENCE_UNKNOWN",
+          "MODEL_UNKNOWN",
+          "CALIBRATION_UNKNOWN",
+          "CODEC_NEEDS_STORE",
+          "BUDGET_BELOW_PROTECTED",
+          "ROPE_UNKNOWN",
+          "SHAPE_CLASS",
+          "INPUT_MISSING",
+          "DESTINATION_TOO_SMALL",
+          "SEQUENCE_PACKED",
+          "SEQUENCE_POISONED",
+          "DEVICE_LOST",
+          "OBSERVED_TOO_FEW",
+
+          "other"};
 }
 
 std::vector<std::string> EngineLabels() {

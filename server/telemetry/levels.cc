@@ -102,6 +102,8 @@ std::vector<MetricFamily> Levels::Collect() const {
   families.push_back(Counter("kvern_replay_evictions_total",
                              "Stored answers dropped early because their limit was reached.",
                              now.replay_evictions));
+  families.push_back(Gauge("kvern_observed_bytes", "Bytes of statistics of observed queries.",
+                           now.observed_bytes));
   MetricFamily limits =
       Family("kvern_limit", "Limits in force, in the unit their name says.", MetricType::Gauge);
   for (const LimitField& field : LimitFields()) {

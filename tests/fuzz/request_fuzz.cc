@@ -6,6 +6,7 @@
 #include "google/protobuf/stubs/logging.h"
 #include "server/rpc/compress_from_proto.h"
 #include "server/rpc/model_from_proto.h"
+#include "server/rpc/observe_from_proto.h"
 #include "server/rpc/pool_from_proto.h"
 #include "server/rpc/request_hash.h"
 #include "server/rpc/store_from_proto.h"
@@ -50,6 +51,15 @@ void FuzzModel(const uint8_t* data, size_t size) {
   if (Parse(data, size, &request)) static_cast<void>(FromProto(request, Limits{}));
 }
 
+void FuzzObserve(const uint8_t* data, size_t size) {
+  v1::ObserveQueriesRequest request;
+  if (!Parse(data, size, &request)) return;
+  pipeline::ModelSpec model = Model();
+  model.rope.inv_freq = {1.0f, 0.1f, 0.01f};
+  auto batch = FromProto(request, model);
+  if (batch.ok()) pipeline::QueryStatistics(model).Add(*batch);
+}
+
 void FuzzStore(const uint8_t* data, size_t size) {
   v1::PutSequenceRequest put;
   if (Parse(data, size, &put)) static_cast<void>(FromProto(put.header(), Model(), Limits{}));
@@ -68,7 +78,7 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const pipeline::ModelSpec model = Model();
-  switch (data[0] % 5) {
+  switch (data[0] % 6) {
     case 0:
       FuzzCompress(data + 1, size - 1, &model);
       break;
@@ -80,6 +90,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 3:
       FuzzStore(data + 1, size - 1);
+      break;
+    case 5:
+      FuzzObserve(data + 1, size - 1);
       break;
     default:
       FuzzCompress(data + 1, size - 1, nullptr);

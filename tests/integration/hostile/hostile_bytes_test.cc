@@ -210,6 +210,18 @@ std::vector<Valid> ValidMessages(const TestPool& pool) {
   release.add_sequence_ids("base");
   v1::ImportCalibrationRequest import;
   import.set_data("no calibration");
+  v1::ObserveQueriesRequest observe;
+  observe.set_model(TestModel().name());
+  observe.set_form(v1::QUERY_FORM_AFTER_ROPE);
+  observe.add_positions(3);
+  observe.mutable_queries()->set_dtype(v1::DTYPE_BF16);
+  for (const int64_t extent : {kLayers, kQHeads, 1, kHeadDim}) {
+    observe.mutable_queries()->add_shape(extent);
+  }
+  observe.mutable_queries()->set_data(RandomBf16(kLayers * kQHeads * kHeadDim, /*seed=*/31));
+  v1::ExportCalibrationRequest exported;
+  exported.set_model(TestModel().name());
+  exported.set_format("kvern-calibration/1");
   const std::string service = "/kvern.v1.";
   return {{service + "CompressionService/CompressCache",
            PagedRequest(pool.Name(), kTokens).SerializeAsString()},
@@ -219,6 +231,8 @@ std::vector<Valid> ValidMessages(const TestPool& pool) {
           {service + "PoolService/RegisterPool", register_pool.SerializeAsString()},
           {service + "ModelService/RegisterModel", register_model.SerializeAsString()},
           {service + "ModelService/ImportCalibration", import.SerializeAsString()},
+          {service + "ModelService/ObserveQueries", observe.SerializeAsString()},
+          {service + "ModelService/ExportCalibration", exported.SerializeAsString()},
           {service + "StoreService/PutSequence", put.SerializeAsString()},
           {service + "StoreService/AppendSequence", append.SerializeAsString()},
           {service + "StoreService/FetchSequence", fetch.SerializeAsString()}};

@@ -104,7 +104,7 @@ TEST_F(Scrape, HasEveryFamilyBeforeTheFirstCall) {
       {"gauge",
        {"rpc_in_flight", "build_info", "queue_depth", "queue_oldest_seconds", "queued_bytes",
         "pools", "pool_mapped_bytes", "store_sequences", "store_bytes", "store_capacity_bytes",
-        "attachments", "remembered_sequences", "limit"}}};
+        "attachments", "remembered_sequences", "observed_bytes", "limit"}}};
   size_t families = 0;
   for (const auto& [type, names] : want) {
     for (const std::string& name : names) {
