@@ -42,5 +42,24 @@ TEST(KeyDiffParity, EveryBackendMatchesRefOnZeroKeysAndKeysThatAreNotFinite) {
   ExpectKeyDiffParity(spec, {.keys = keys.refs(), .alive = MaskOf(spec, alive)});
 }
 
+// Several tiles, the last of them and its last chunk cut short; whole steps of bands.
+TEST(KeyDiffParity, EveryBackendMatchesRefOnLongRowsOfTheUsualModels) {
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    for (const int64_t tokens : {256, 289, 600}) {
+      SCOPED_TRACE(tokens);
+      const HostKvSpec spec = {.dtype = dtype, .kv_heads = 3, .tokens = tokens, .head_dim = 144};
+      HostKv keys = RandomKv(spec, /*seed=*/5);
+      keys.Set(0, 0, 250, 143, std::numeric_limits<float>::infinity());
+      keys.Set(0, 1, tokens - 1, 0, std::numeric_limits<float>::quiet_NaN());
+      const std::vector<uint8_t> alive = RandomMask(spec, /*chance=*/0.9, /*seed=*/6);
+      for (const RopeLayout layout : {RopeLayout::kHalf, RopeLayout::kInterleaved}) {
+        const RotationTable table = RotationOf(layout, /*bands=*/64, spec.tokens);
+        ExpectKeyDiffParity(
+            spec, {.keys = keys.refs(), .unrotate = &table, .alive = MaskOf(spec, alive)});
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvern::support

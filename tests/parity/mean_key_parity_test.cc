@@ -32,5 +32,24 @@ TEST(MeanKeyParity, EveryBackendMatchesRefOnEveryLayout) {
   }
 }
 
+// Several tiles, the last of them and its last chunk cut short; whole steps of bands.
+TEST(MeanKeyParity, EveryBackendMatchesRefOnLongRowsOfTheUsualModels) {
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    for (const int64_t tokens : {256, 289, 600}) {
+      SCOPED_TRACE(tokens);
+      const HostKvSpec spec = {.dtype = dtype, .kv_heads = 3, .tokens = tokens, .head_dim = 144};
+      HostKv keys = RandomKv(spec, /*seed=*/3);
+      keys.Set(0, 0, 250, 143, std::numeric_limits<float>::infinity());
+      keys.Set(0, 1, tokens - 1, 0, std::numeric_limits<float>::quiet_NaN());
+      const std::vector<uint8_t> counted = RandomMask(spec, /*chance=*/0.9, /*seed=*/4);
+      for (const RopeLayout layout : {RopeLayout::kHalf, RopeLayout::kInterleaved}) {
+        const RotationTable table = RotationOf(layout, /*bands=*/64, spec.tokens);
+        ExpectMeanKeyParity(
+            spec, {.keys = keys.refs(), .rotation = &table, .counted = MaskOf(spec, counted)});
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kvern::support
