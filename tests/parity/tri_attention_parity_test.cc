@@ -156,5 +156,24 @@ TEST(TriAttentionParity, EveryBackendMatchesRefOnMoreVectorsThanSharedMemoryHold
   ExpectTriParity(spec, input.args);
 }
 
+TEST(TriAttentionParity, EveryBackendMatchesRefForAnyNumberOfQueryHeads) {
+  const HostKvSpec spec = {.dtype = DType::kBF16, .kv_heads = 2, .tokens = 270, .head_dim = 64};
+  const HostKv keys = RandomKv(spec, /*seed=*/21);
+  for (const int32_t group : {1, 2, 3, 4, 5, 8}) {
+    SCOPED_TRACE(group);
+    TriInput input(keys, group, /*columns=*/1, /*bands=*/32);
+    ExpectTriParity(spec, input.args);
+    input.args.layout = RopeLayout::kInterleaved;
+    ExpectTriParity(spec, input.args);
+  }
+}
+
+TEST(TriAttentionParity, EveryBackendMatchesRefOnRowsLargerThanCaches) {
+  const HostKvSpec spec = {.dtype = DType::kBF16, .kv_heads = 2, .tokens = 8300, .head_dim = 32};
+  const HostKv keys = RandomKv(spec, /*seed=*/22);
+  TriInput input(keys, /*group=*/4, /*columns=*/1, /*bands=*/16);
+  ExpectTriParity(spec, input.args);
+}
+
 }  // namespace
 }  // namespace kvern::support
