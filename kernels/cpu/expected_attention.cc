@@ -374,7 +374,7 @@ absl::Status ExpectedAttentionHead(const HeadProblem& problem, const ExpectedAtt
     MeanProbabilities(rows.logits, soft_max, double{args.epsilon});
   }
   if (args.value_norm) WeighByValues(args, rows.norms, tokens, rows.logits.data);
-  StoreScores(rows.logits.data, tokens, ScoreRow(scores, problem));
+  StoreScoreRow(rows.logits.data, tokens, ScoreRow(scores, problem));
   return absl::OkStatus();
 }
 

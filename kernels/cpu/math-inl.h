@@ -49,9 +49,9 @@ HWY_INLINE V VectorExp(D d, V x) {
   return hn::IfThenElse(hn::IsNaN(x), x, result);
 }
 
-// VectorExpFloat of what is at most 0; anything for NaN.
+// Of what is at most 0, as the terms of a softmax are; anything for NaN.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE V VectorExpFloatFalling(D d, V x) {
+HWY_INLINE V VectorExpFloat(D d, V x) {
   using namespace elementary;
   const hn::RebindToUnsigned<D> du;
   const V shifted = hn::MulAdd(x, hn::Set(d, kFloatLog2E), hn::Set(d, kFloatRounder));
@@ -62,15 +62,6 @@ HWY_INLINE V VectorExpFloatFalling(D d, V x) {
   const auto scale = hn::ShiftLeft<23>(hn::BitCast(du, shifted));
   const V result = hn::BitCast(d, hn::Add(hn::BitCast(du, mantissa), scale));
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, kFloatExpLow)), result);
-}
-
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V VectorExpFloat(D d, V x) {
-  using namespace elementary;
-  V result = VectorExpFloatFalling(d, x);
-  const V infinity = hn::Set(d, std::numeric_limits<float>::infinity());
-  result = hn::IfThenElse(hn::Gt(x, hn::Set(d, kFloatExpHigh)), infinity, result);
-  return hn::IfThenElse(hn::IsNaN(x), x, result);
 }
 
 template <class D, class V = hn::Vec<D>>

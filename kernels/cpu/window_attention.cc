@@ -135,7 +135,7 @@ HWY_INLINE double TileExponentials(const QueryWindow& window, int64_t tile, int6
         const int64_t at = token + k * kColumnLanes;
         const ColumnVec dot = hn::Load(d, dots + at);
         const auto finite = hn::IsFinite(dot);
-        const ColumnVec e = VectorExpFloatFalling(d, hn::Mul(hn::Sub(dot, largest), scale));
+        const ColumnVec e = VectorExpFloat(d, hn::Mul(hn::Sub(dot, largest), scale));
         hn::Store(hn::IfThenElse(finite, e, hn::Set(d, kNoScore)), d, out + at);
         const ColumnVec counted = hn::IfThenElseZero(finite, e);
         sum[2 * k] = hn::Add(sum[2 * k], hn::PromoteTo(wide, hn::LowerHalf(half, counted)));
@@ -281,7 +281,7 @@ absl::Status WindowAttentionHead(const HeadProblem& problem, const WindowAttenti
   for (int64_t token = 0; token < prefix && mean; ++token) {
     group[token] /= static_cast<double>(group_size);
   }
-  StoreScores(group, prefix, ScoreRow(scores, problem));
+  StoreScoreRow(group, prefix, ScoreRow(scores, problem));
   return absl::OkStatus();
 }
 

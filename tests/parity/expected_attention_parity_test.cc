@@ -95,6 +95,31 @@ TEST(ExpectedAttentionParity, EveryBackendMatchesRefOnManyLongVectors) {
   }
 }
 
+// Keys are turned to columns 32 tokens at a time, as pairs of coordinates, alone or through a copy;
+// values end before the keys do.
+TEST(ExpectedAttentionParity, EveryBackendMatchesRefOnShuffledBlocksAndGroupsOfEverySize) {
+  for (const HostKvSpec& kind :
+       {HostKvSpec{.head_dim = 128, .block_tokens = 16}, HostKvSpec{.head_dim = 48},
+        HostKvSpec{.dtype = DType::kF16, .head_dim = 80, .block_tokens = 64},
+        HostKvSpec{.head_dim = 64, .layout = TileLayout::kColumns}}) {
+    HostKvSpec spec = kind;
+    spec.kv_heads = 2;
+    spec.tokens = 330;
+    spec.order = BlockOrder::kShuffled;
+    SCOPED_TRACE(Describe(spec));
+    const HostKv keys = RandomKv(spec, /*seed=*/12);
+    HostKvSpec shorter = spec;
+    shorter.lengths = {330, 290};
+    const HostKv values = RandomKv(shorter, /*seed=*/13);
+    for (const int32_t group : {1, 4, 7}) {
+      SCOPED_TRACE(group);
+      MomentInput input(keys, values, group, /*rank=*/8);
+      input.args.log = true;
+      ExpectMomentParity(spec, input.args);
+    }
+  }
+}
+
 // A score is one f32, which hides the order of a sum in f64 unless most digits cancel.
 TEST(ExpectedAttentionParity, EveryBackendMatchesRefWhereTheOrderOfTheSumOverTokensShows) {
   const HostKvSpec spec = {.dtype = DType::kF32, .kv_heads = 4, .tokens = 1100, .head_dim = 8};

@@ -72,6 +72,27 @@ TEST(WindowAttentionParity, EveryBackendMatchesRefOverTilesWithLogitsOfEverySize
   }
 }
 
+// Keys are turned to columns 32 tokens at a time, as pairs of coordinates, alone or through a copy,
+// and queries are multiplied up to a dozen at a time.
+TEST(WindowAttentionParity, EveryBackendMatchesRefOnShuffledBlocksAndWindowsOfEverySize) {
+  for (const HostKvSpec& kind :
+       {HostKvSpec{.head_dim = 128, .block_tokens = 16}, HostKvSpec{.head_dim = 48},
+        HostKvSpec{.dtype = DType::kF16, .head_dim = 80, .block_tokens = 64},
+        HostKvSpec{.head_dim = 64, .layout = TileLayout::kColumns}}) {
+    HostKvSpec spec = kind;
+    spec.kv_heads = 2;
+    spec.tokens = 330;
+    spec.order = BlockOrder::kShuffled;
+    SCOPED_TRACE(Describe(spec));
+    const HostKv keys = RandomKv(spec, /*seed=*/6);
+    for (int64_t window = 1; window <= 26; window += spec.head_dim == 128 ? 1 : 5) {
+      SCOPED_TRACE(window);
+      const WindowInput input(keys, /*group=*/1, window);
+      ExpectWindowParity(spec, input.args);
+    }
+  }
+}
+
 // A tile of which a query sees no finite key.
 TEST(WindowAttentionParity, EveryBackendMatchesRefOnATileThatIsNotFinite) {
   const HostKvSpec spec = {.dtype = DType::kF32, .kv_heads = 1, .tokens = 600, .head_dim = 16};
