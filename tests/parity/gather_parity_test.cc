@@ -194,6 +194,41 @@ TEST(GatherParity, MovesTogetherInMemoryOfTheBackendAreEachOfThemAlone) {
   }
 }
 
+// Whole lines of more bytes than a core's cache holds, which may be written past it; the first
+// tokens stay where they are.
+TEST(GatherParity, ManyRowsMoveToTheSameBytes) {
+  HostKvSpec spec;
+  spec.kv_heads = 5;
+  spec.tokens = 4400;
+  spec.head_dim = 128;
+  spec.order = support::BlockOrder::kShuffled;
+  const std::vector<int32_t> counts = {4399, 1, 4000, 4200, 4399};
+  KeepList keep = KeepList::WithCounts(DenseView(counts.data(), int64_t{1}, spec.kv_heads));
+  for (int64_t head = 0; head < spec.kv_heads; ++head) {
+    for (int64_t slot = 0; slot < keep.Count(0, head); ++slot) {
+      const auto left_out = static_cast<int32_t>(std::min<int64_t>(slot / 17, 4400 - counts[head]));
+      keep.Row(0, head)[slot] = static_cast<int32_t>(slot) + left_out;
+    }
+  }
+  HostKv host = support::RandomKv(spec, 73);
+  for (const bool in_place : {false, true}) {
+    std::vector<std::byte> want;
+    support::ForEachBackend([&](Backend& backend) {
+      const support::DeviceKv in(backend, host), other(backend, host);
+      const support::DeviceKv& out = in_place ? in : other;
+      GatherArgs args;
+      args.in = in.refs();
+      args.out = out.refs();
+      args.keep = &keep;
+      args.in_place = in_place;
+      ASSERT_TRUE(backend.Gather(args).ok());
+      const auto got = MemoryOf(backend, out, std::ssize(host.memory()));
+      if (want.empty()) want = got;
+      EXPECT_TRUE(got == want) << (in_place ? "in place" : "copied");
+    });
+  }
+}
+
 TEST(GatherParity, NoBackendTouchesAByteOfACancelledPassInPlace) {
   HostKvSpec spec;
   spec.kv_heads = 2;

@@ -37,6 +37,9 @@ class PagedRows {
 
   LayerRefs refs() const { return {&ref_, 1}; }
   std::span<std::byte> memory() { return {memory_[0].bytes, static_cast<size_t>(bytes_)}; }
+  std::span<const std::byte> memory() const {
+    return {memory_[0].bytes, static_cast<size_t>(bytes_)};
+  }
   // At most a million standard normals over and over: the period is no multiple of a row.
   void FillNormal(uint64_t seed);
 

@@ -53,12 +53,15 @@ absl::StatusOr<PreparedOp> PrepareExpectedAttention(const Setting& setting);
 absl::StatusOr<PreparedOp> PrepareSnapKv(const Setting& setting);
 absl::StatusOr<PreparedOp> PrepareMeanKey(const Setting& setting);
 absl::StatusOr<PreparedOp> PrepareTopK(const Setting& setting);
-absl::StatusOr<PreparedOp> PrepareDiverse(const Setting& setting);
+// Every `step`-th token by alpha.
+absl::StatusOr<PreparedOp> PrepareDiverse(const Setting& setting, int64_t step);
 // All tokens of one role under a codec in the words of policies ("lm4+rm").
 absl::StatusOr<PreparedOp> PrepareEncode(const Setting& setting, absl::string_view codec,
                                          Role role);
 absl::StatusOr<PreparedOp> PrepareDecode(const Setting& setting, absl::string_view codec,
                                          Role role);
+// The keys' memory to other memory as one piece: what moves are held against.
+absl::StatusOr<PreparedOp> PrepareMemcpy(const Setting& setting);
 // Keys and values, every `step`-th token, into other blocks.
 absl::StatusOr<PreparedOp> PrepareCopy(const Setting& setting, int64_t step);
 absl::StatusOr<PreparedOp> PrepareMoveInPlace(const Setting& setting);

@@ -1,6 +1,8 @@
 // Selectors, and moves of the tokens that were selected.
 #include <algorithm>
+#include <cstring>
 #include <memory>
+#include <span>
 
 #include "client/cli/bench/ops.h"
 
@@ -52,8 +54,8 @@ absl::StatusOr<PreparedOp> PrepareTopK(const Setting& at) {
                     SelectBytes(at.shape(), *keep)};
 }
 
-absl::StatusOr<PreparedOp> PrepareDiverse(const Setting& at) {
-  const std::shared_ptr<KeepList> keep = KeepEvery(at.shape(), kDiverseStep);
+absl::StatusOr<PreparedOp> PrepareDiverse(const Setting& at, int64_t step) {
+  const std::shared_ptr<KeepList> keep = KeepEvery(at.shape(), step);
   const int64_t value_bytes = static_cast<int64_t>(keep->tokens.size()) * at.shape().RowBytes();
   return PreparedOp{[=] {
                       DiverseArgs args;
@@ -64,6 +66,16 @@ absl::StatusOr<PreparedOp> PrepareDiverse(const Setting& at) {
                       return at.backend->Diverse(args, keep.get());
                     },
                     SelectBytes(at.shape(), *keep) + value_bytes};
+}
+
+absl::StatusOr<PreparedOp> PrepareMemcpy(const Setting& at) {
+  const auto out = std::make_shared<PagedRows>(at.shape(), at.shape().tokens);
+  return PreparedOp{[=] {
+                      const std::span<const std::byte> in = at.layer->keys.memory();
+                      std::memcpy(out->memory().data(), in.data(), in.size());
+                      return absl::OkStatus();
+                    },
+                    2 * at.shape().KeyBytes()};
 }
 
 absl::StatusOr<PreparedOp> PrepareCopy(const Setting& at, int64_t step) {
