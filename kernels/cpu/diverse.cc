@@ -1,4 +1,5 @@
 // Lazy greedy on a pre-filtered pool (retention.md 9.5, 9.6): most candidates never meet a pick.
+// Those that may be next form a front and catch up with the picks in blocks (Front).
 #include "kernels/cpu/diverse.h"
 
 #include <algorithm>
@@ -20,10 +21,8 @@
 #include "hwy/highway.h"
 #include "kernels/base/diverse_rules.h"
 #include "kernels/base/order_key.h"
-#include "kernels/cpu/dots-inl.h"
-#include "kernels/cpu/kv_row-inl.h"
+#include "kernels/cpu/diverse_front-inl.h"
 #include "kernels/cpu/order_keys-inl.h"
-#include "kernels/cpu/tree_sums-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvern::cpu::HWY_NAMESPACE {
@@ -50,12 +49,7 @@ HWY_INLINE void ForEachSet(const uint8_t* mask, int64_t n, const Use& use) {
 class Problem {
  public:
   Problem(const HeadProblem& first, const DiverseArgs& args, std::span<const int64_t> rows)
-      : first_(first),
-        args_(args),
-        rows_(rows),
-        group_(std::ssize(rows)),
-        kv_heads_(args.scores.shape[1]),
-        padded_(args.values.empty() ? 0 : PaddedDim(args.values[0].head_dim)) {}
+      : first_(first), args_(args), rows_(rows), kv_heads_(args.scores.shape[1]) {}
 
   // Takes memory and reads scores; then `picks` may be asked for.
   absl::Status Begin(int64_t count);
@@ -63,56 +57,23 @@ class Problem {
   void Write(KeepList* keep) const;
 
  private:
-  // Picks are compared with a candidate this many at a time.
-  static constexpr int64_t kTogether = kLanes;
-
-  // By the redundancy known so far.
-  uint64_t RankOf(int64_t place) const {
-    const float gain = DiverseGain(scores_[place], args_.lambda, redundancy_[place]);
-    const uint32_t precedence = static_cast<uint32_t>(place);
-    return RankKey(gain, args_.tie == TieRule::kRecent ? precedence : ~precedence);
-  }
-  int64_t PlaceOf(uint64_t rank) const {
-    const uint32_t precedence = static_cast<uint32_t>(rank & 0xFFFFFFFFu);
-    return args_.tie == TieRule::kRecent ? precedence : ~precedence;
-  }
-
   void ReadCandidates();
   void FilterPool();
   void Keep(KeyVec tokens, hn::Vec<hn::Rebind<float, KeyTag>> scores, hn::Mask<KeyTag> which);
-  void Prefetch(int64_t place) const;
-  void Load(int32_t token);
-  void AddPick(int64_t place);
-  void RowCosines(int64_t pick, int64_t i, float* HWY_RESTRICT cosines) const;
-  float LargestRedundancy(int64_t pick, int64_t count) const;
-  void Refresh(int64_t place, uint64_t next);
 
   const HeadProblem& first_;
   const DiverseArgs& args_;
   const std::span<const int64_t> rows_;
-  const int64_t group_;
   const int64_t kv_heads_;
-  const int64_t padded_;
 
   int64_t forced_ = 0;
   int64_t picks_ = 0;
-  int64_t made_ = 0;
   // The pool, ascending by token; place = index into it. Room for a vector beyond the last.
   int64_t pool_ = 0;
   uint32_t* tokens_ = nullptr;
   float* scores_ = nullptr;
-  float* redundancy_ = nullptr;
-  int32_t* seen_ = nullptr;    // picks that `redundancy_` accounts for
-  uint64_t* ranks_ = nullptr;  // a heap; stale ranks are upper bounds
   uint32_t* keys_ = nullptr;
   int32_t* picked_ = nullptr;  // [picks_] tokens
-  // Values in every row of the group and their inverse lengths, with room up to a multiple of
-  // kTogether picks.
-  int64_t chosen_room_ = 0;
-  float* chosen_ = nullptr;          // [picks, group, padded_]
-  float* chosen_inverse_ = nullptr;  // [group, picks]
-  float* candidate_ = nullptr;       // [group, padded_]
-  float* candidate_inverse_ = nullptr;
 };
 
 absl::Status Problem::Begin(int64_t count) {
@@ -125,16 +86,8 @@ absl::Status Problem::Begin(int64_t count) {
   const int64_t room = PadToLanes(tokens) + kLanes;
   tokens_ = scratch.Take<uint32_t>(room);
   scores_ = scratch.Take<float>(room);
-  redundancy_ = scratch.Take<float>(tokens);
-  seen_ = scratch.Take<int32_t>(tokens);
-  ranks_ = scratch.Take<uint64_t>(tokens);
   keys_ = scratch.Take<uint32_t>(room);
   picked_ = scratch.Take<int32_t>(picks_);
-  chosen_room_ = args_.lambda > 0.0f ? PadToLanes(picks_) : 0;
-  chosen_ = scratch.Take<float>(chosen_room_ * group_ * padded_);
-  chosen_inverse_ = scratch.Take<float>(chosen_room_ * group_);
-  candidate_ = scratch.Take<float>(group_ * padded_);
-  candidate_inverse_ = scratch.Take<float>(group_);
   KVERN_RETURN_IF_ERROR(scratch.Taken());
   ReadCandidates();
   KVERN_CHECK(picks_ <= pool_);
@@ -199,125 +152,23 @@ void Problem::FilterPool() {
   }
 }
 
-void Problem::Prefetch(int64_t place) const {
-  for (const int64_t row : rows_) {
-    const KvRef& ref = args_.values[row / kv_heads_];
-    PrefetchRow(ref, ref.Address(row % kv_heads_, tokens_[place]));
-  }
-}
-
-// The candidate's values.
-void Problem::Load(int32_t token) {
-  for (int64_t i = 0; i < group_; ++i) {
-    const KvRef& ref = args_.values[rows_[i] / kv_heads_];
-    float* value = candidate_ + i * padded_;
-    LoadRow(ref, ref.Address(rows_[i] % kv_heads_, token), value);
-    candidate_inverse_[i] = InverseLength(OneLaneDot(value, value, padded_));
-  }
-}
-
-// The candidate of Load becomes a pick.
-void Problem::AddPick(int64_t place) {
-  if (args_.lambda > 0.0f) {
-    std::copy(candidate_, candidate_ + group_ * padded_, chosen_ + made_ * group_ * padded_);
-    for (int64_t i = 0; i < group_; ++i) {
-      chosen_inverse_[i * chosen_room_ + made_] = candidate_inverse_[i];
-    }
-  }
-  picked_[made_++] = static_cast<int32_t>(tokens_[place]);
-}
-
-// cosines [16], each as RowCosine, of 16 picks to the candidate in row `i` of the group.
-HWY_INLINE void Problem::RowCosines(int64_t pick, int64_t i, float* HWY_RESTRICT cosines) const {
-  const LaneTag<float> d;
-  HWY_ALIGN float dots[kTogether];
-  StoreDots16({.rows = chosen_ + (pick * group_ + i) * padded_,
-               .row_stride = group_ * padded_,
-               .row_count = kTogether,
-               .vectors = candidate_ + i * padded_,
-               .vector_stride = padded_,
-               .vector_count = 1,
-               .n = padded_},
-              dots);
-  const float* inverse = chosen_inverse_ + i * chosen_room_ + pick;
-  const auto one = hn::Set(d, 1.0f);
-  for (int64_t k = 0; k < kTogether; k += static_cast<int64_t>(hn::MaxLanes(d))) {
-    const auto scale = hn::Mul(hn::Set(d, candidate_inverse_[i]), hn::Load(d, inverse + k));
-    const auto cosine = hn::Mul(hn::Load(d, dots + k), scale);
-    const auto clamped = hn::Max(hn::Min(cosine, one), hn::Neg(one));
-    hn::Store(hn::IfThenZeroElse(hn::IsNaN(cosine), clamped), d, cosines + k);
-  }
-}
-
-// Of the candidate with picks [pick, pick + count); it never shrinks as a sum of cosines grows.
-HWY_INLINE float Problem::LargestRedundancy(int64_t pick, int64_t count) const {
-  const LaneTag<double> d;
-  const hn::Rebind<float, decltype(d)> narrow;
-  const int64_t step = static_cast<int64_t>(hn::MaxLanes(d));
-  HWY_ALIGN float cosines[kTogether];
-  HWY_ALIGN double sums[kTogether] = {};
-  for (int64_t i = 0; i < group_; ++i) {
-    RowCosines(pick, i, cosines);
-    for (int64_t k = 0; k < kTogether; k += step) {
-      const auto cosine = hn::PromoteTo(d, hn::Load(narrow, cosines + k));
-      hn::Store(hn::Add(hn::Load(d, sums + k), cosine), d, sums + k);
-    }
-  }
-  const auto none = hn::Set(d, -std::numeric_limits<double>::infinity());
-  auto largest = none;
-  for (int64_t k = 0; k < count; k += step) {
-    const auto sum = hn::IfThenElse(Present(d, count - k), hn::Load(d, sums + k), none);
-    largest = hn::Max(largest, sum);
-  }
-  return Redundancy(hn::GetLane(hn::MaxOfLanes(d, largest)), group_);
-}
-
-// Takes the picks since the last look into the candidate's redundancy, until `next` outranks it.
-void Problem::Refresh(int64_t place, uint64_t next) {
-  float& redundancy = redundancy_[place];
-  for (int64_t pick = seen_[place]; pick < made_;) {
-    // Aligned steps, so that inverse lengths are too.
-    const int64_t begin = pick / kTogether * kTogether;
-    const int64_t end = std::min(begin + kTogether, made_);
-    redundancy = std::max(redundancy, LargestRedundancy(begin, end - begin));
-    pick = end;
-    seen_[place] = static_cast<int32_t>(end);
-    if (RankOf(place) < next) return;
-  }
-}
-
 absl::Status Problem::Pick() {
   if (pool_ == picks_) {
     std::copy(tokens_, tokens_ + pool_, picked_);
     return absl::OkStatus();
   }
-  for (int64_t place = 0; place < pool_; ++place) {
-    redundancy_[place] = 0.0f;
-    seen_[place] = 0;
-    ranks_[place] = RankOf(place);
+  Scratch& scratch = first_.scratch;
+  Pool pool(scratch, {tokens_, static_cast<size_t>(pool_)}, scores_, args_);
+  if (args_.lambda == 0.0f) {
+    KVERN_RETURN_IF_ERROR(scratch.Taken());
+    pool.Begin();
+    for (int64_t i = 0; i < picks_; ++i) picked_[i] = pool.Token(pool.Pop());
+    return absl::OkStatus();
   }
-  std::make_heap(ranks_, ranks_ + pool_);
-  int64_t heap = pool_;
-  int64_t looks = 0;
-  while (made_ < picks_) {
-    if (looks++ % kTileTokens == 0) KVERN_RETURN_IF_ERROR(first_.runner.Check());
-    std::pop_heap(ranks_, ranks_ + heap);
-    const int64_t place = PlaceOf(ranks_[heap - 1]);
-    if (args_.lambda > 0.0f) {
-      Load(static_cast<int32_t>(tokens_[place]));
-      const uint64_t next = heap > 1 ? ranks_[0] : 0;
-      if (heap > 1) Prefetch(PlaceOf(next));
-      Refresh(place, next);
-      ranks_[heap - 1] = RankOf(place);
-      if (ranks_[heap - 1] < next) {
-        std::push_heap(ranks_, ranks_ + heap);
-        continue;
-      }
-    }
-    --heap;
-    AddPick(place);
-  }
-  return absl::OkStatus();
+  Front front(first_, args_, rows_, {picked_, static_cast<size_t>(picks_)});
+  KVERN_RETURN_IF_ERROR(scratch.Taken());
+  pool.Begin();
+  return front.Pick(pool);
 }
 
 // The picks and the row's forced tokens, ascending, into every row of the group.

@@ -123,6 +123,23 @@ TEST(DiverseParity, LazyPicksEqualEagerPicks) {
   }
 }
 
+// More picks than are compared at a time, more candidates than wait side by side, one row or three
+// to a problem.
+TEST(DiverseParity, ManyPicksEqualEagerPicks) {
+  for (uint64_t seed = 0; seed < 2; ++seed) {
+    SCOPED_TRACE(absl::StrCat("seed ", seed));
+    HostKvSpec spec;
+    spec.kv_heads = 3;
+    spec.tokens = 700;
+    spec.head_dim = 24;
+    Problem problem(spec, 2000 + seed);
+    problem.args.lambda = 0.5f;
+    problem.counts.assign(spec.kv_heads, 330);
+    if (seed == 1) problem.Share({{0, 1, 2}});
+    problem.ExpectParity();
+  }
+}
+
 TEST(DiverseParity, EveryBackendReadsEveryLayout) {
   for (const HostKvSpec& spec : support::ParitySpecs()) {
     SCOPED_TRACE(support::Describe(spec));
