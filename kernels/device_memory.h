@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/base/kv_ref.h"
+#include "kernels/base/reuse.h"
 
 namespace kvern {
 
@@ -43,8 +44,8 @@ class Buffer {
 
 // Rows where ops reach them without a copy of their own.
 struct StagedRows {
-  std::vector<KvRef> rows;  // [layers]
-  Buffer memory;            // of the copy; empty where none was needed
+  ScratchVector<KvRef> rows;  // [layers]
+  Buffer memory;              // of the copy; empty where none was needed
 };
 
 // Memory of another process on the backend's device.

@@ -2,10 +2,12 @@
 #include "kernels/host_backend.h"
 
 #include <cstring>
+#include <memory>
 #include <new>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
+#include "kernels/base/reuse.h"
 
 namespace kvern {
 
@@ -16,8 +18,30 @@ absl::StatusOr<int64_t> HostBackend::Lap() {
   return int64_t{lap.count()};
 }
 
+namespace {
+
+// Scratch of a call that comes again and again. Not zeroed: its user writes before it reads.
+struct Block final : Recycled<Block> {
+  struct Byte {
+    Byte() {}  // NOLINT(modernize-use-equals-default): defaulted, it would be zeroed
+    std::byte value;
+  };
+  ScratchVector<Byte> bytes;
+};
+
+absl::StatusOr<Buffer> AllocateBlock(int64_t bytes) {
+  auto block = std::make_unique<Block>();
+  block->bytes.resize(static_cast<size_t>(bytes));
+  std::byte* const data = &block->bytes.data()->value;
+  const auto free = [](void* owner, std::byte*, int64_t) { delete static_cast<Block*>(owner); };
+  return Buffer(data, bytes, free, block.release());
+}
+
+}  // namespace
+
 absl::StatusOr<Buffer> HostBackend::Allocate(int64_t bytes) {
   if (bytes == 0) return Buffer();
+  if (static_cast<size_t>(bytes) <= kMostSpareBytes) return AllocateBlock(bytes);
   auto* data = new (std::nothrow) std::byte[static_cast<size_t>(bytes)];
   if (data == nullptr) {
     return absl::ResourceExhaustedError(

@@ -3,8 +3,8 @@
 #define KVERN_KERNELS_BASE_KEEP_LIST_H_
 
 #include <cstdint>
-#include <vector>
 
+#include "kernels/base/reuse.h"
 #include "kernels/base/tensor_view.h"
 
 namespace kvern {
@@ -13,8 +13,8 @@ namespace kvern {
 struct KeepList {
   int64_t layers = 0;
   int64_t kv_heads = 0;
-  std::vector<int64_t> offsets;  // [layers * kv_heads + 1] into tokens
-  std::vector<int32_t> tokens;
+  ScratchVector<int64_t> offsets;  // [layers * kv_heads + 1] into tokens
+  ScratchVector<int32_t> tokens;
 
   int64_t Count(int64_t layer, int64_t head) const {
     const int64_t row = layer * kv_heads + head;

@@ -9,6 +9,7 @@
 #include "server/engine/engine_events.h"
 #include "server/engine/job_stop.h"
 #include "server/engine/model_registry.h"
+#include "server/engine/policy_cache.h"
 #include "server/engine/sequence_memory.h"
 #include "server/memory/limits.h"
 #include "server/memory/pool.h"
@@ -24,6 +25,7 @@ struct Workplace {
   const memory::PoolTable& pools;
   memory::Store& store;
   SequenceMemory& remembered;
+  PolicyCache& policies;
   EngineEvents* events;  // may be null
 };
 

@@ -5,13 +5,14 @@
 #include <algorithm>
 #include <span>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <variant>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 
 namespace kvern::engine {
@@ -19,8 +20,16 @@ namespace {
 
 using pipeline::Placement;
 
-// Writers by pool and block.
-using Writers = absl::flat_hash_map<std::string, absl::flat_hash_map<uint32_t, size_t>>;
+// A block that a sequence writes; the pool's id is the job's.
+struct Writer {
+  absl::string_view pool;
+  uint32_t block;
+  size_t index;
+  bool Before(const Writer& other) const {
+    return std::tie(pool, block, index) < std::tie(other.pool, other.block, other.index);
+  }
+};
+using Writers = ScratchVector<Writer>;
 
 Placement PlacementOf(const CompressJob& job, const SequenceJob& sequence) {
   const Placement placement =
@@ -45,25 +54,32 @@ std::span<const uint32_t> WritableBlocks(const SequenceJob& sequence, const memo
   return std::span(blocks).subspan(std::min(shared, blocks.size()));
 }
 
-absl::Status AddWriters(const CompressJob& job, size_t index, const memory::PoolTable& pools,
-                        Writers* writers) {
+void AddWriters(const CompressJob& job, size_t index, const memory::PoolTable& pools,
+                Writers* writers) {
   const SequenceJob& sequence = job.sequences[index];
   const auto* paged = std::get_if<PagedSource>(&sequence.source);
-  if (paged == nullptr) return absl::OkStatus();
+  if (paged == nullptr) return;
   const auto pool = pools.Find(paged->pool);
-  if (!pool.ok()) return absl::OkStatus();
+  if (!pool.ok()) return;
   const Placement placement = PlacementOf(job, sequence);
   std::span<const uint32_t> blocks;
-  const char* name = "block_ids";
   if (placement == Placement::kCompact) blocks = WritableBlocks(sequence, **pool);
-  if (placement == Placement::kCopyTo) {
-    blocks = paged->destination_block_ids;
-    name = "destination_block_ids";
-  }
-  auto& of_pool = (*writers)[paged->pool];
-  for (const uint32_t block : blocks) {
-    const auto [at, added] = of_pool.emplace(block, index);
-    if (!added && at->second != index) return Shared(index, name, block);
+  if (placement == Placement::kCopyTo) blocks = paged->destination_block_ids;
+  for (const uint32_t block : blocks) writers->push_back({paged->pool, block, index});
+}
+
+// The field that names the blocks which the sequence writes.
+const char* WrittenField(const CompressJob& job, size_t index) {
+  return PlacementOf(job, job.sequences[index]) == Placement::kCompact ? "block_ids"
+                                                                       : "destination_block_ids";
+}
+
+absl::Status CheckWriters(const CompressJob& job, const Writers& sorted) {
+  for (size_t at = 1; at < sorted.size(); ++at) {
+    const Writer& one = sorted[at - 1];
+    const Writer& next = sorted[at];
+    if (one.pool != next.pool || one.block != next.block || one.index == next.index) continue;
+    return Shared(next.index, WrittenField(job, next.index), next.block);
   }
   return absl::OkStatus();
 }
@@ -71,13 +87,28 @@ absl::Status AddWriters(const CompressJob& job, size_t index, const memory::Pool
 absl::Status CheckReader(const CompressJob& job, size_t index, const Writers& writers) {
   const auto* paged = std::get_if<PagedSource>(&job.sequences[index].source);
   if (paged == nullptr) return absl::OkStatus();
-  const auto of_pool = writers.find(paged->pool);
-  if (of_pool == writers.end()) return absl::OkStatus();
   for (const uint32_t block : paged->block_ids) {
-    const auto writer = of_pool->second.find(block);
-    if (writer != of_pool->second.end() && writer->second != index) {
-      return Shared(index, "block_ids", block);
-    }
+    const Writer wanted = {paged->pool, block, 0};
+    const auto writer =
+        std::lower_bound(writers.begin(), writers.end(), wanted,
+                         [](const Writer& one, const Writer& other) { return one.Before(other); });
+    if (writer == writers.end() || writer->pool != wanted.pool || writer->block != block) continue;
+    if (writer->index != index) return Shared(index, "block_ids", block);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckIds(const CompressJob& job) {
+  ScratchVector<std::pair<absl::string_view, size_t>> ids;
+  for (const SequenceJob& sequence : job.sequences)
+    ids.push_back({sequence.sequence_id, ids.size()});
+  std::sort(ids.begin(), ids.end());
+  for (size_t at = 1; at < ids.size(); ++at) {
+    if (ids[at - 1].first != ids[at].first) continue;
+    const std::string field = absl::StrCat("sequences[", ids[at].second, "].sequence_id");
+    return WithField(absl::InvalidArgumentError(absl::StrCat(
+                         field, ": got one that an earlier sequence has, want unique ones")),
+                     field);
   }
   return absl::OkStatus();
 }
@@ -85,17 +116,15 @@ absl::Status CheckReader(const CompressJob& job, size_t index, const Writers& wr
 }  // namespace
 
 absl::Status CheckCohort(const CompressJob& job, const memory::PoolTable& pools) {
-  absl::flat_hash_set<std::string> ids;
+  if (job.sequences.size() < 2) return absl::OkStatus();  // with whom?
+  KVERN_RETURN_IF_ERROR(CheckIds(job));
   Writers writers;
   for (size_t index = 0; index < job.sequences.size(); ++index) {
-    if (!ids.insert(job.sequences[index].sequence_id).second) {
-      const std::string field = absl::StrCat("sequences[", index, "].sequence_id");
-      return WithField(absl::InvalidArgumentError(absl::StrCat(
-                           field, ": got one that an earlier sequence has, want unique ones")),
-                       field);
-    }
-    KVERN_RETURN_IF_ERROR(AddWriters(job, index, pools, &writers));
+    AddWriters(job, index, pools, &writers);
   }
+  std::sort(writers.begin(), writers.end(),
+            [](const Writer& one, const Writer& other) { return one.Before(other); });
+  KVERN_RETURN_IF_ERROR(CheckWriters(job, writers));
   for (size_t index = 0; index < job.sequences.size(); ++index) {
     KVERN_RETURN_IF_ERROR(CheckReader(job, index, writers));
   }

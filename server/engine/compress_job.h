@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "kernels/base/reuse.h"
 #include "server/pipeline/plan.h"
 #include "server/pipeline/policy.h"
 #include "server/pipeline/sequence_input.h"
@@ -85,16 +86,16 @@ struct SequenceResult {
   int64_t logical_tokens = 0;
   int64_t physical_tokens = 0;
   int64_t dropped_tokens = 0;  // logical ones before the call - physical
-  std::vector<uint32_t> block_ids;
-  std::vector<uint32_t> freed_block_ids;
+  ScratchVector<uint32_t> block_ids;
+  ScratchVector<uint32_t> freed_block_ids;
   uint64_t next_slot = 0;
-  std::vector<int32_t> lengths;  // S3: [layers]; S4: [layers * kv_heads]
+  ScratchVector<int32_t> lengths;  // S3: [layers]; S4: [layers * kv_heads]
   pipeline::ShapeClass shape_class = pipeline::ShapeClass::kS0;
   int64_t layers = 0, kv_heads = 0, tokens = 0, head_dim = 0, max_kept = 0;
-  std::vector<int32_t> kept;         // [layers, kv_heads, max_kept], -1 fills; if asked
-  std::vector<int32_t> positions;    // same; if asked
-  std::vector<int32_t> kept_counts;  // [layers, kv_heads]
-  std::vector<float> scores;         // [layers, kv_heads, tokens]; if asked
+  ScratchVector<int32_t> kept;         // [layers, kv_heads, max_kept], -1 fills; if asked
+  ScratchVector<int32_t> positions;    // same; if asked
+  ScratchVector<int32_t> kept_counts;  // [layers, kv_heads]
+  std::vector<float> scores;           // [layers, kv_heads, tokens]; if asked
   int64_t bytes_before = 0;
   int64_t bytes_after = 0;
   std::string stored_sequence;
@@ -114,7 +115,7 @@ struct SequenceResult {
 };
 
 struct CompressResult {
-  std::vector<SequenceResult> results;
+  ScratchVector<SequenceResult> results;
   bool replayed = false;
 };
 

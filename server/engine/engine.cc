@@ -11,11 +11,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/base/error_reason.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/engine/copy_stored.h"
 #include "server/engine/decode_stored.h"
 #include "server/engine/failpoint.h"
 #include "server/engine/job_stop.h"
+#include "server/engine/policy_cache.h"
 #include "server/engine/replay_cache.h"
 #include "server/engine/run_call.h"
 #include "server/engine/sequence_memory.h"
@@ -26,6 +28,7 @@ namespace {
 
 using memory::EngineLabel;
 
+constexpr size_t kKnownPolicies = 64;
 constexpr int64_t kRememberedBytes = int64_t{256} << 20;  // of positions, over all sequences
 
 using SharedJob = std::shared_ptr<const CompressJob>;
@@ -58,6 +61,7 @@ struct Engine::Impl {
         remembered(limits.sequences, kRememberedBytes),
         replays(limits) {}
 
+  struct Admitted;
   void Admit(SharedJob job, Done done);
   void Enqueue(const SharedJob& job, Done done);
   absl::StatusOr<CompressResult> Run(const CompressJob& job, const RegisteredModel& model,
@@ -83,6 +87,7 @@ struct Engine::Impl {
   memory::PoolTable pools;
   std::unique_ptr<memory::Store> store;
   SequenceMemory remembered;
+  PolicyCache policies{kKnownPolicies};
   ReplayCache replays;
   std::atomic<bool> shutdown{false};
   std::atomic<int64_t> told_evictions{0};
@@ -157,7 +162,8 @@ absl::StatusOr<CompressResult> Engine::Impl::Run(const CompressJob& job,
                                                  const RegisteredModel& model,
                                                  absl::Duration waited) {
   KVERN_RETURN_IF_ERROR(DeviceStatus());
-  const Workplace workplace = {limits, *backend, models, pools, *store, remembered, events};
+  const Workplace workplace = {limits, *backend,   models,   pools,
+                               *store, remembered, policies, events};
   const JobStop stop = StopOf(job);
   auto answer = RunCall(
       {workplace, job, model, stop, limits.max_response_bytes, absl::ToInt64Microseconds(waited)});
@@ -165,23 +171,40 @@ absl::StatusOr<CompressResult> Engine::Impl::Run(const CompressJob& job,
   return answer;
 }
 
+// A call in the queue.
+struct Engine::Impl::Admitted final : Recycled<Admitted> {
+  Impl* engine;
+  SharedJob job;
+  std::shared_ptr<const RegisteredModel> model;
+  Done done;
+};
+
 void Engine::Impl::Enqueue(const SharedJob& job, Done done) {
   auto model = models.Find(job->model);
   absl::Status status = model.status();
   if (status.ok()) status = StopOf(*job).Check();
   if (status.ok()) {
+    // Its address alone fits a function that asks for no memory; one of both takes it.
+    std::unique_ptr<Admitted> admitted(
+        new Admitted{{}, this, job, *std::move(model), std::move(done)});
     WorkQueue::Task task;
     task.bytes = job->payload_bytes;
-    task.run = [this, job, model = *std::move(model), done](absl::Duration waited) {
-      done(Run(*job, *model, waited));
+    task.run = [call = admitted.get()](absl::Duration waited) {
+      const std::unique_ptr<Admitted> own(call);
+      own->done(own->engine->Run(*own->job, *own->model, waited));
     };
-    task.refuse = [this, done](absl::Status why) {
-      Reject(why);
-      done(std::move(why));
+    task.refuse = [call = admitted.get()](absl::Status why) {
+      const std::unique_ptr<Admitted> own(call);
+      own->engine->Reject(why);
+      own->done(std::move(why));
     };
     status = queue->Submit(std::move(task));
+    if (status.ok()) {
+      admitted.release();
+      return;
+    }
+    done = std::move(admitted->done);
   }
-  if (status.ok()) return;
   Reject(status);
   done(std::move(status));
 }
@@ -263,7 +286,8 @@ void Engine::Compress(CompressJob job, Done done) {
     return done(status);
   }
   if (absl::Status lost = impl_->DeviceStatus(); !lost.ok()) return done(std::move(lost));
-  impl_->Admit(std::make_shared<const CompressJob>(std::move(job)), std::move(done));
+  impl_->Admit(std::allocate_shared<CompressJob>(RecyclingAllocator<CompressJob>(), std::move(job)),
+               std::move(done));
 }
 
 absl::StatusOr<CompressResult> Engine::CompressAndWait(CompressJob job) {

@@ -30,8 +30,8 @@ pipeline::MoveTarget PoolTarget(const Placing& placing, const SequenceResult& re
   return target;
 }
 
-std::vector<pipeline::MoveTarget> PoolTargets(PlacingCohort cohort) {
-  std::vector<pipeline::MoveTarget> targets;
+ScratchVector<pipeline::MoveTarget> PoolTargets(PlacingCohort cohort) {
+  ScratchVector<pipeline::MoveTarget> targets;
   for (const Placing* placing : cohort) targets.push_back(PoolTarget(*placing, placing->result));
   return targets;
 }
@@ -105,7 +105,7 @@ absl::Status PlanTable(const BoundSource& source, Placement placement, int64_t t
                                                    destination.size(), " blocks, want ", fresh)),
         "DESTINATION_TOO_SMALL");
   }
-  std::vector<uint32_t> reachable(before.begin(), before.begin() + prefix);
+  ScratchVector<uint32_t> reachable(before.begin(), before.begin() + prefix);
   reachable.insert(reachable.end(), destination.begin(), destination.end());
   result->next_slot = NextSlot(reachable, tokens, block_tokens);
   reachable.resize(prefix + fresh);
@@ -120,18 +120,18 @@ void KeepTable(const BoundSource& source, SequenceResult* result) {
   result->next_slot = NextSlot(result->block_ids, source.input.Tokens(), BlockTokens(source));
 }
 
-std::vector<Placing*> Unharmed(PlacingCohort cohort) {
-  std::vector<Placing*> unharmed;
+ScratchVector<Placing*> Unharmed(PlacingCohort cohort) {
+  ScratchVector<Placing*> unharmed;
   for (Placing* placing : cohort) {
     if (placing->status.ok()) unharmed.push_back(placing);
   }
   return unharmed;
 }
 
-absl::Status MoveTokens(PlacingCohort cohort, std::vector<pipeline::MoveTarget> targets) {
+absl::Status MoveTokens(PlacingCohort cohort, ScratchVector<pipeline::MoveTarget> targets) {
   // A fault that allocation throws must not skip the words for what it left behind.
   try {
-    std::vector<pipeline::MoveTask> tasks;
+    ScratchVector<pipeline::MoveTask> tasks;
     for (size_t at = 0; at < cohort.size(); ++at) {
       const Placing& placing = *cohort[at];
       tasks.push_back(
@@ -144,8 +144,8 @@ absl::Status MoveTokens(PlacingCohort cohort, std::vector<pipeline::MoveTarget> 
   }
 }
 
-std::vector<pipeline::PackTask> PackTasks(PlacingCohort cohort) {
-  std::vector<pipeline::PackTask> tasks;
+ScratchVector<pipeline::PackTask> PackTasks(PlacingCohort cohort) {
+  ScratchVector<pipeline::PackTask> tasks;
   for (const Placing* placing : cohort) {
     tasks.push_back(
         {.input = &placing->source.input, .policy = &placing->policy, .plan = &placing->plan});
@@ -162,7 +162,7 @@ absl::StatusOr<std::vector<pipeline::PackedKv>> PackTokens(
 
 void CopyTo(PlacingCohort cohort) {
   for (Placing* placing : cohort) placing->status = Hit(Failpoint::kBeforeCopyMove);
-  const std::vector<Placing*> moving = Unharmed(cohort);
+  const ScratchVector<Placing*> moving = Unharmed(cohort);
   if (moving.empty()) return;
   absl::Status moved;
   {
@@ -180,7 +180,7 @@ void CopyTo(PlacingCohort cohort) {
 }
 
 void Compact(PlacingCohort cohort) {
-  std::vector<pipeline::MoveTarget> targets = PoolTargets(cohort);
+  ScratchVector<pipeline::MoveTarget> targets = PoolTargets(cohort);
   for (pipeline::MoveTarget& target : targets) target.in_place = true;
   const JobStop& job_stop = cohort[0]->stop;
   const absl::Status wanted = job_stop.Check();
@@ -202,7 +202,7 @@ void Compact(PlacingCohort cohort) {
 
 void Return(PlacingCohort cohort) {
   if (cohort[0]->policy.codecs.Packs()) return ReturnPacked(cohort);
-  std::vector<pipeline::MoveTarget> targets;
+  ScratchVector<pipeline::MoveTarget> targets;
   for (Placing* placing : cohort) {
     try {
       targets.push_back(DenseTarget(*placing));
@@ -211,7 +211,7 @@ void Return(PlacingCohort cohort) {
           absl::ResourceExhaustedError("return: got no memory for k and v, want more of it");
     }
   }
-  const std::vector<Placing*> moving = Unharmed(cohort);
+  const ScratchVector<Placing*> moving = Unharmed(cohort);
   if (moving.empty()) return;
   const absl::Status moved = MoveTokens(moving, std::move(targets));
   for (Placing* placing : moving) {

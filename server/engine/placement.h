@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/base/reuse.h"
 #include "server/engine/compress_job.h"
 #include "server/engine/job_stop.h"
 #include "server/engine/source.h"
@@ -59,11 +60,11 @@ void Return(PlacingCohort cohort);
 void WriteToStore(PlacingCohort cohort, memory::Store& store);
 
 // Those without an error so far.
-std::vector<Placing*> Unharmed(PlacingCohort cohort);
+ScratchVector<Placing*> Unharmed(PlacingCohort cohort);
 // Moves the kept tokens to `targets`, one per sequence, and waits for them.
-absl::Status MoveTokens(PlacingCohort cohort, std::vector<pipeline::MoveTarget> targets);
+absl::Status MoveTokens(PlacingCohort cohort, ScratchVector<pipeline::MoveTarget> targets);
 // What packs the kept tokens, one per sequence.
-std::vector<pipeline::PackTask> PackTasks(PlacingCohort cohort);
+ScratchVector<pipeline::PackTask> PackTasks(PlacingCohort cohort);
 // Runs them and waits for them.
 absl::StatusOr<std::vector<pipeline::PackedKv>> PackTokens(
     Backend& backend, std::span<const pipeline::PackTask> tasks);

@@ -42,11 +42,11 @@ std::optional<double> RelativeError(const EncodeCounts& counts) {
 }
 
 // One length per layer (S3) or per head (S4).
-std::vector<int32_t> LengthsOf(const pipeline::KeepPlan& plan, int64_t kv_heads) {
-  const std::vector<int32_t>& counts = plan.counts.counts;
+ScratchVector<int32_t> LengthsOf(const pipeline::KeepPlan& plan, int64_t kv_heads) {
+  const ScratchVector<int32_t>& counts = plan.counts.counts;
   if (plan.shape_class == ShapeClass::kS4) return counts;
   if (plan.shape_class != ShapeClass::kS3) return {};
-  std::vector<int32_t> lengths;
+  ScratchVector<int32_t> lengths;
   for (size_t row = 0; row < counts.size(); row += kv_heads) lengths.push_back(counts[row]);
   return lengths;
 }
@@ -85,13 +85,14 @@ void DescribeSource(const BoundSource& source, SequenceResult* result) {
   result->bytes_after = result->bytes_before;
 }
 
-void DescribePolicy(const pipeline::ResolvedPolicy& policy, SequenceResult* result) {
+void DescribePolicy(const KnownPolicy& known, SequenceResult* result) {
+  const pipeline::ResolvedPolicy& policy = known.policy;
   result->preset = policy.preset;
-  result->budgeter = pipeline::ToText(policy.budgeter_spec);
-  result->scorer = policy.scorers.empty() ? "" : policy.ScorerText();
-  result->selector = pipeline::ToText(policy.selector_spec);
-  result->k_codec = pipeline::ToText(policy.codecs.k);
-  result->v_codec = pipeline::ToText(policy.codecs.v);
+  result->budgeter = known.budgeter;
+  result->scorer = known.scorer;
+  result->selector = known.selector;
+  result->k_codec = known.k_codec;
+  result->v_codec = known.v_codec;
   result->fallback = policy.fallback;
   result->warnings.insert(result->warnings.end(), policy.warnings.begin(), policy.warnings.end());
 }
@@ -117,7 +118,7 @@ int64_t NextPosition(const BoundSource& source, const pipeline::ResolvedPolicy& 
 
 void DescribePlan(const BoundSource& source, const pipeline::ResolvedPolicy& policy,
                   const pipeline::KeepPlan& plan, SequenceResult* result) {
-  const std::vector<int32_t>& counts = plan.counts.counts;
+  const ScratchVector<int32_t>& counts = plan.counts.counts;
   result->max_kept = plan.max_kept;
   result->physical_tokens = plan.max_kept;
   result->dropped_tokens = source.input.logical_tokens - plan.max_kept;
@@ -173,9 +174,9 @@ SequenceResult Refused(const SequenceResult& result) {
   return refused;
 }
 
-std::vector<int32_t> PaddedKeep(const pipeline::KeepPlan& plan) {
+ScratchVector<int32_t> PaddedKeep(const pipeline::KeepPlan& plan) {
   const KeepList& keep = plan.keep;
-  std::vector<int32_t> padded(keep.layers * keep.kv_heads * plan.max_kept, -1);
+  ScratchVector<int32_t> padded(keep.layers * keep.kv_heads * plan.max_kept, -1);
   for (int64_t layer = 0; layer < keep.layers; ++layer) {
     for (int64_t head = 0; head < keep.kv_heads; ++head) {
       const int32_t* row = keep.Row(layer, head);

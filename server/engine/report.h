@@ -4,8 +4,10 @@
 
 #include <vector>
 
+#include "kernels/base/reuse.h"
 #include "server/engine/compress_job.h"
 #include "server/engine/engine_events.h"
+#include "server/engine/policy_cache.h"
 #include "server/engine/source.h"
 #include "server/pipeline/plan.h"
 #include "server/pipeline/resolve.h"
@@ -13,7 +15,7 @@
 namespace kvern::engine {
 
 void DescribeSource(const BoundSource& source, SequenceResult* result);
-void DescribePolicy(const pipeline::ResolvedPolicy& policy, SequenceResult* result);
+void DescribePolicy(const KnownPolicy& known, SequenceResult* result);
 // A remark where scorers work with observed queries that the policy did not name.
 void DescribeObserved(const pipeline::Calibrations& calibrations,
                       const pipeline::ResolvedPolicy& policy, SequenceResult* result);
@@ -29,7 +31,7 @@ void DescribePacked(SequenceResult* result);
 SequenceResult Refused(const SequenceResult& result);
 
 // Kept indices [layers, kv_heads, max_kept], -1 fills.
-std::vector<int32_t> PaddedKeep(const pipeline::KeepPlan& plan);
+ScratchVector<int32_t> PaddedKeep(const pipeline::KeepPlan& plan);
 
 // Time of each stage that ran, under its registered name.
 void NotifyStages(const SequenceResult& result, EngineEvents* events);

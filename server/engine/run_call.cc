@@ -57,10 +57,11 @@ absl::StatusOr<CompressResult> RunCall(CallRun call) {
       answer.results.push_back(Skipped(jobs[next], stopped));
       continue;
     }
-    for (SequenceResult& result : RunCohort(&call, next, TogetherFrom(call, next))) {
-      changed = changed || Changed(result, jobs[answer.results.size()]);
+    RunCohort(&call, next, TogetherFrom(call, next), &answer.results);
+    for (size_t at = next; at < answer.results.size(); ++at) {
+      const SequenceResult& result = answer.results[at];
+      changed = changed || Changed(result, jobs[at]);
       if (result.outcome == Outcome::kSkipped && stopped.ok()) stopped = result.status;
-      answer.results.push_back(std::move(result));
     }
   }
   if (stopped.ok()) return answer;

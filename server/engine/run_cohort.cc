@@ -6,10 +6,9 @@
 #include <memory>
 #include <new>
 #include <span>
-#include <string>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/engine/placement.h"
 #include "server/engine/sequence_run.h"
@@ -25,12 +24,12 @@ using Members = std::span<SequenceRun* const>;
 
 absl::Status Plan(const CallRun& call, Members members) {
   try {
-    std::vector<pipeline::KeepTask> tasks;
+    ScratchVector<pipeline::KeepTask> tasks;
     for (SequenceRun* member : members) {
       KVERN_RETURN_IF_ERROR(member->Stage());
       tasks.push_back(member->ToPlan());
     }
-    KVERN_ASSIGN_OR_RETURN(std::vector<pipeline::KeepOutcome> plans,
+    KVERN_ASSIGN_OR_RETURN(ScratchVector<pipeline::KeepOutcome> plans,
                            pipeline::PlanKeep(call.workplace.backend, tasks));
     for (size_t at = 0; at < members.size(); ++at) members[at]->SetPlan(std::move(plans[at]));
     return absl::OkStatus();
@@ -83,8 +82,8 @@ bool FitsApart(Placement placement, PlacingCohort moving) {
 }
 
 void Place(const CallRun& call, Members members) {
-  std::vector<SequenceRun*> movers;
-  std::vector<Placing*> moving;
+  ScratchVector<SequenceRun*> movers;
+  ScratchVector<Placing*> moving;
   for (SequenceRun* member : members) {
     if (!member->Ok() || !member->Moves()) continue;
     movers.push_back(member);
@@ -136,24 +135,25 @@ void RunMembers(const CallRun& call, Members members) {
 
 }  // namespace
 
-std::vector<SequenceResult> RunCohort(CallRun* call, size_t first, size_t count) {
+void RunCohort(CallRun* call, size_t first, size_t count, ScratchVector<SequenceResult>* results) {
   const BoundStop bound(call->workplace.backend, &call->stop, nullptr);
-  std::vector<std::unique_ptr<SequenceRun>> runs;
-  std::vector<std::vector<SequenceRun*>> groups;
-  absl::flat_hash_map<std::string, size_t> group_of;
+  ScratchVector<std::unique_ptr<SequenceRun>> runs;
+  ScratchVector<SequenceRun*> ungrouped, members, others;
   for (size_t index = first; index < first + count; ++index) {
     runs.push_back(std::make_unique<SequenceRun>(call, index));
-    SequenceRun& run = *runs.back();
-    run.Do(&SequenceRun::Begin);
-    if (!run.Ok()) continue;
-    const auto [group, is_new] = group_of.try_emplace(run.Stages(), groups.size());
-    if (is_new) groups.emplace_back();
-    groups[group->second].push_back(&run);
+    runs.back()->Do(&SequenceRun::Begin);
+    if (runs.back()->Ok()) ungrouped.push_back(runs.back().get());
   }
-  for (const std::vector<SequenceRun*>& group : groups) RunMembers(*call, group);
-  std::vector<SequenceResult> results;
-  for (const auto& run : runs) results.push_back(run->Conclude());
-  return results;
+  while (!ungrouped.empty()) {
+    for (SequenceRun* run : ungrouped) {
+      (run->SameStages(*ungrouped.front()) ? members : others).push_back(run);
+    }
+    RunMembers(*call, members);
+    ungrouped.swap(others);
+    members.clear();
+    others.clear();
+  }
+  for (const auto& run : runs) results->push_back(run->Conclude());
 }
 
 }  // namespace kvern::engine

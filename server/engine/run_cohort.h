@@ -4,19 +4,19 @@
 #define KVERN_SERVER_ENGINE_RUN_COHORT_H_
 
 #include <cstddef>
-#include <vector>
 
+#include "kernels/base/reuse.h"
 #include "server/engine/call_run.h"
 #include "server/engine/compress_job.h"
 
 namespace kvern::engine {
 
-// Runs `count` sequences of the call from `first` on; results in their order. Never fails: the
-// outcomes say what happened. A sequence that cannot be bound, decided, planned or published fails
-// alone. A fault of an op that moves fails all that move with it, and only those: their old views
-// are intact, or, where they moved in place, they are poisoned. A stop makes SKIPPED of whatever
-// did not move yet. The backend's StopCheck is bound meanwhile.
-std::vector<SequenceResult> RunCohort(CallRun* call, size_t first, size_t count);
+// Runs `count` sequences of the call from `first` on and adds their results in their order. Never
+// fails: the outcomes say what happened. A sequence that cannot be bound, decided, planned or
+// published fails alone. A fault of an op that moves fails all that move with it, and only those:
+// their old views are intact, or, where they moved in place, they are poisoned. A stop makes
+// SKIPPED of whatever did not move yet. The backend's StopCheck is bound meanwhile.
+void RunCohort(CallRun* call, size_t first, size_t count, ScratchVector<SequenceResult>* results);
 
 }  // namespace kvern::engine
 

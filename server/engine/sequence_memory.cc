@@ -33,10 +33,17 @@ absl::StatusOr<std::shared_ptr<const RememberedSlots>> SequenceMemory::Look(
 void SequenceMemory::Remember(const std::string& sequence_id, uint64_t epoch,
                               std::shared_ptr<const RememberedSlots> slots) {
   absl::MutexLock lock(&mutex_);
-  Erase(sequence_id);
   bytes_ += BytesOf(slots.get());
-  used_.push_back(sequence_id);
-  entries_[sequence_id] = {epoch, std::move(slots), std::prev(used_.end())};
+  const auto [found, is_new] = entries_.try_emplace(sequence_id);
+  Entry& entry = found->second;
+  if (is_new) {
+    entry.used = used_.insert(used_.end(), sequence_id);
+  } else {
+    bytes_ -= BytesOf(entry.slots.get());
+    used_.splice(used_.end(), used_, entry.used);
+  }
+  entry.epoch = epoch;
+  entry.slots = std::move(slots);
   while (static_cast<int64_t>(entries_.size()) > max_sequences_ || bytes_ > max_bytes_) {
     Erase(std::string(used_.front()));
   }

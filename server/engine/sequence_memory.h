@@ -12,13 +12,14 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "kernels/base/reuse.h"
 
 namespace kvern::engine {
 
 // Whose slots they were: an id may come back with another pool or model.
 struct SlotOwner {
-  std::string model;
-  std::string pool;
+  ScratchVector<char> model;  // ids
+  ScratchVector<char> pool;
   int64_t rows = 0;  // layers * kv_heads
   bool operator==(const SlotOwner&) const = default;
 };
@@ -26,7 +27,7 @@ struct SlotOwner {
 // Positions of the slots a sequence held after its last call. Tokens that the frontend appends
 // since continue at next_position.
 struct RememberedSlots {
-  std::vector<int32_t> positions;  // [tokens], or [layers, kv_heads, tokens] with -1 fills
+  ScratchVector<int32_t> positions;  // [tokens], or [layers, kv_heads, tokens] with -1 fills
   bool per_head = false;
   int64_t tokens = 0;  // of the longest row
   int64_t next_position = 0;

@@ -49,13 +49,16 @@ absl::Status InRequest(const absl::Status& status, const SequenceJob& job, size_
   return WithField(status, absl::StrCat("sequences[", index, "].", field));
 }
 
+// Of a sequence that failed before its own was resolved.
+const pipeline::ResolvedPolicy& NoPolicy() {
+  static const auto* const none = new pipeline::ResolvedPolicy;
+  return *none;
+}
+
 }  // namespace
 
 SequenceRun::SequenceRun(CallRun* call, size_t index)
-    : call_(*call),
-      job_(call->job.sequences[index]),
-      index_(index),
-      planned_(absl::InternalError("plan: got none, want one before it is taken")) {
+    : call_(*call), job_(call->job.sequences[index]), index_(index), policy_(&NoPolicy()) {
   result_.sequence_id = job_.sequence_id;
   result_.epoch = job_.epoch;
   result_.logical_tokens = result_.dropped_tokens = job_.logical_tokens;
@@ -73,7 +76,7 @@ void SequenceRun::Do(Phase phase) {
 }
 
 void SequenceRun::FailForMemory() {
-  const bool moved_in_place = policy_.placement == Placement::kCompact && result_.moved_bytes > 0;
+  const bool moved_in_place = policy_->placement == Placement::kCompact && result_.moved_bytes > 0;
   Fail(moved_in_place
            ? Poisoned("RESOURCE_EXHAUSTED")
            : absl::ResourceExhaustedError("sequence: got no memory for its plan, want more of it"));
@@ -87,7 +90,10 @@ absl::Status SequenceRun::Begin() {
 }
 
 SlotOwner SequenceRun::Owner() const {
-  return {call_.model.id, source_->paged->pool, source_->Shape().Rows()};
+  const auto chars = [](const std::string& id) {
+    return ScratchVector<char>(id.begin(), id.end());
+  };
+  return {chars(call_.model.id), chars(source_->paged->pool), source_->Shape().Rows()};
 }
 
 absl::Status SequenceRun::CheckEpoch() {
@@ -152,10 +158,10 @@ absl::Status SequenceRun::Bind() {
 
 bool SequenceRun::IsIdentity() const {
   const pipeline::SequenceInput& input = source_->input;
-  if (policy_.codecs.Packs() || !plan_.counts.EverythingStays(input)) return false;
+  if (policy_->codecs.Packs() || !plan_.counts.EverythingStays(input)) return false;
   // Bytes that are to lie elsewhere are not where they should be yet.
-  if (policy_.placement == Placement::kToStore && source_->stored == nullptr) return false;
-  if (policy_.positions == PositionMode::kKeepLogical) return true;
+  if (policy_->placement == Placement::kToStore && source_->stored == nullptr) return false;
+  if (policy_->positions == PositionMode::kKeepLogical) return true;
   if (input.logical_tokens != input.Tokens()) return false;
   const int64_t rows = input.per_head_positions ? source_->Shape().Rows() : 1;
   const int64_t tokens = input.Tokens();
@@ -167,7 +173,7 @@ bool SequenceRun::IsIdentity() const {
 
 absl::Status SequenceRun::CheckShape(ShapeClass shape) const {
   const bool stays_in_pool =
-      WritesPool(policy_.placement) || policy_.placement == Placement::kIndicesOnly;
+      WritesPool(policy_->placement) || policy_->placement == Placement::kIndicesOnly;
   if (source_->pool == nullptr || !stays_in_pool) return absl::OkStatus();
   if (static_cast<int>(shape) <= source_->pool->spec.max_shape_class) return absl::OkStatus();
   return WithReason(absl::FailedPreconditionError(absl::StrCat(
@@ -177,7 +183,7 @@ absl::Status SequenceRun::CheckShape(ShapeClass shape) const {
 }
 
 absl::Status SequenceRun::CheckResponse() {
-  const int64_t bytes = ResponseBytes(*source_, policy_, plan_.counts.counts, fields_);
+  const int64_t bytes = ResponseBytes(*source_, *policy_, plan_.counts.counts, fields_);
   if (bytes > call_.response_bytes_left) {
     return WithReason(absl::ResourceExhaustedError(
                           absl::StrCat("response: got ", bytes, " bytes, want at most ",
@@ -193,20 +199,21 @@ absl::Status SequenceRun::Decide() {
   KVERN_ASSIGN_OR_RETURN(source_->calibrations,
                          call_.workplace.models.Resolve(call_.model, asked.calibrations,
                                                         source_->input.layer_indices));
-  KVERN_ASSIGN_OR_RETURN(policy_, pipeline::Resolve(asked, AvailabilityOf(*source_)));
-  DescribePolicy(policy_, &result_);
-  if (asked.calibrations.empty()) DescribeObserved(source_->calibrations, policy_, &result_);
-  fields_ = FieldsFor(call_.job.fields, policy_.placement);
-  if (policy_.placement == Placement::kToStore) KVERN_RETURN_IF_ERROR(CheckStoreId(job_));
+  KVERN_ASSIGN_OR_RETURN(known_, call_.workplace.policies.Resolve(asked, AvailabilityOf(*source_)));
+  policy_ = &known_->policy;
+  DescribePolicy(*known_, &result_);
+  if (asked.calibrations.empty()) DescribeObserved(source_->calibrations, *policy_, &result_);
+  fields_ = FieldsFor(call_.job.fields, policy_->placement);
+  if (policy_->placement == Placement::kToStore) KVERN_RETURN_IF_ERROR(CheckStoreId(job_));
   const absl::Time start = absl::Now();
-  KVERN_ASSIGN_OR_RETURN(plan_.counts, pipeline::PlanCounts(source_->input, policy_));
+  KVERN_ASSIGN_OR_RETURN(plan_.counts, pipeline::PlanCounts(source_->input, *policy_));
   result_.micros.plan = MicrosSince(start);
   identity_ = IsIdentity();
   KVERN_RETURN_IF_ERROR(CheckResponse());
   if (!identity_) {
     KVERN_RETURN_IF_ERROR(CheckShape(ClassOfCounts(plan_.counts.counts, source_->input.KvHeads())));
   }
-  return WritesPool(policy_.placement) ? PlanBlocks() : absl::OkStatus();
+  return WritesPool(policy_->placement) ? PlanBlocks() : absl::OkStatus();
 }
 
 absl::Status SequenceRun::PlanBlocks() {
@@ -216,24 +223,22 @@ absl::Status SequenceRun::PlanBlocks() {
   }
   const std::vector<int32_t>& counts = plan_.counts.counts;
   const int64_t longest = counts.empty() ? 0 : *std::max_element(counts.begin(), counts.end());
-  return PlanTable(*source_, policy_.placement, longest, &result_);
+  return PlanTable(*source_, policy_->placement, longest, &result_);
 }
 
 bool SequenceRun::Moves() const {
-  if (call_.job.validate_only || policy_.placement == Placement::kIndicesOnly) return false;
+  if (call_.job.validate_only || policy_->placement == Placement::kIndicesOnly) return false;
   // A caller that gets bytes back gets them, changed or not.
-  return !identity_ || policy_.placement == Placement::kReturn;
+  return !identity_ || policy_->placement == Placement::kReturn;
 }
 
-std::string SequenceRun::Stages() const {
-  return absl::StrCat(policy_.ScorerText(), "|", pipeline::ToText(policy_.selector_spec), "|",
-                      pipeline::ToText(policy_.codecs.k), "|", pipeline::ToText(policy_.codecs.v),
-                      "|", static_cast<int>(policy_.positions), "|",
-                      static_cast<int>(policy_.placement), "|", static_cast<int>(source_->dtype));
+bool SequenceRun::SameStages(const SequenceRun& other) const {
+  if (source_->dtype != other.source_->dtype) return false;
+  return known_ == other.known_ || known_->stages == other.known_->stages;
 }
 
 absl::Status SequenceRun::Stage() {
-  const bool scores = !policy_.scorers.empty() && !plan_.counts.EverythingStays(source_->input);
+  const bool scores = !policy_->scorers.empty() && !plan_.counts.EverythingStays(source_->input);
   if (!scores && !Moves()) return absl::OkStatus();
   return engine::Stage(call_.workplace.backend, source_.get());
 }
@@ -245,14 +250,16 @@ void SequenceRun::Release() {
 
 pipeline::KeepTask SequenceRun::ToPlan() const {
   return {.input = &source_->input,
-          .policy = &policy_,
+          .policy = policy_,
           .counts = &plan_.counts,
           .want_scores = fields_.scores};
 }
 
 absl::Status SequenceRun::TakePlan() {
-  KVERN_RETURN_IF_ERROR(planned_.status());
-  plan_ = *std::move(planned_);
+  KVERN_CHECK(planned_.has_value());
+  KVERN_RETURN_IF_ERROR(planned_->status());
+  plan_ = **std::move(planned_);
+  planned_.reset();
   result_.micros.plan += plan_.micros.plan;
   result_.micros.score = plan_.micros.score;
   result_.micros.select = plan_.micros.select;
@@ -261,18 +268,18 @@ absl::Status SequenceRun::TakePlan() {
 
 Placing* SequenceRun::ToPlace() {
   placing_.emplace(Placing{call_.workplace.backend, call_.stop, job_, call_.model.id, *source_,
-                           policy_, plan_, result_});
+                           *policy_, plan_, result_});
   return &*placing_;
 }
 
 absl::Status SequenceRun::Publish() {
-  if (!identity_ && policy_.placement == Placement::kCopyTo) {
+  if (!identity_ && policy_->placement == Placement::kCopyTo) {
     KVERN_RETURN_IF_ERROR(Hit(Failpoint::kBeforePublish));
   }
-  if (policy_.placement == Placement::kToStore && placing_.has_value()) {
+  if (policy_->placement == Placement::kToStore && placing_.has_value()) {
     KVERN_RETURN_IF_ERROR(CommitToStore(*placing_, call_.workplace.store));
   }
-  const bool advances = !identity_ && policy_.placement != Placement::kIndicesOnly;
+  const bool advances = !identity_ && policy_->placement != Placement::kIndicesOnly;
   const uint64_t epoch = job_.epoch + (advances ? 1 : 0);
   if (source_->paged != nullptr) {
     call_.workplace.remembered.Remember(job_.sequence_id, epoch, slots_);
@@ -287,41 +294,43 @@ absl::Status SequenceRun::Publish() {
 
 // What the sequence's slots will hold, for the answer and for the next call.
 void SequenceRun::DescribeSlots() {
-  std::vector<int32_t> after = plan_.kept_positions;
+  ScratchVector<int32_t> after = plan_.kept_positions;
   if (fields_.positions) result_.positions = after;
   if (source_->paged == nullptr) return;
   const pipeline::SequenceInput& input = source_->input;
-  const bool moved = !identity_ && WritesPool(policy_.placement);
+  const bool moved = !identity_ && WritesPool(policy_->placement);
   const int64_t tokens = moved ? plan_.max_kept : input.Tokens();
   SlotPositions positions = {moved ? std::move(after) : input.positions,
                              moved || input.per_head_positions, input.logical_tokens};
   positions = Shared(std::move(positions), tokens);
-  if (moved && policy_.positions == PositionMode::kRenumber) {
+  if (moved && policy_->positions == PositionMode::kRenumber) {
     positions.logical_tokens = plan_.max_kept;
   }
   // 0, 1, 2, ... is the default and needs no memory.
   if (positions.logical_tokens == tokens && !positions.per_head) return;
-  slots_ = std::make_shared<RememberedSlots>(RememberedSlots{
-      std::move(positions.values), positions.per_head, tokens, positions.logical_tokens, Owner()});
+  slots_ = std::allocate_shared<RememberedSlots>(
+      RecyclingAllocator<RememberedSlots>(),
+      RememberedSlots{std::move(positions.values), positions.per_head, tokens,
+                      positions.logical_tokens, Owner()});
 }
 
 // All that needs memory is done before the first byte moves.
 absl::Status SequenceRun::Describe() {
   result_.outcome = identity_ ? Outcome::kNoop : Outcome::kApplied;
-  DescribePlan(*source_, policy_, plan_, &result_);
+  DescribePlan(*source_, *policy_, plan_, &result_);
   DescribeSlots();
   if (fields_.kept) result_.kept = PaddedKeep(plan_);
   if (fields_.scores) result_.scores = std::move(plan_.scores);
-  if (identity_ && policy_.placement == Placement::kToStore) {
+  if (identity_ && policy_->placement == Placement::kToStore) {
     result_.stored_sequence = source_->stored->Info().id;
   }
   if (source_->paged == nullptr) return absl::OkStatus();
-  if (identity_ || !WritesPool(policy_.placement)) {
+  if (identity_ || !WritesPool(policy_->placement)) {
     result_.publishable_prefix_tokens = source_->input.Tokens();
-  } else if (policy_.placement == Placement::kCopyTo) {
+  } else if (policy_->placement == Placement::kCopyTo) {
     result_.publishable_prefix_tokens = source_->input.readonly_prefix_tokens;
   } else {
-    const int64_t unmoved = UnmovedTokens(source_->input, plan_, policy_);
+    const int64_t unmoved = UnmovedTokens(source_->input, plan_, *policy_);
     result_.publishable_prefix_tokens = unmoved - unmoved % source_->pool->spec.block_tokens;
   }
   return absl::OkStatus();
@@ -331,7 +340,7 @@ absl::Status SequenceRun::Finish() {
   DescribePacked(&result_);
   if (!fields_.k) result_.k.clear();
   if (!fields_.v) result_.v.clear();
-  if (!fields_.packed || policy_.placement != Placement::kReturn) result_.packed.reset();
+  if (!fields_.packed || policy_->placement != Placement::kReturn) result_.packed.reset();
   return absl::OkStatus();
 }
 

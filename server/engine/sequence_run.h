@@ -6,11 +6,12 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
-#include <string>
 
 #include "absl/status/status.h"
+#include "kernels/base/reuse.h"
 #include "server/engine/call_run.h"
 #include "server/engine/placement.h"
+#include "server/engine/policy_cache.h"
 #include "server/engine/response_size.h"
 #include "server/engine/source.h"
 #include "server/pipeline/plan.h"
@@ -19,7 +20,7 @@
 namespace kvern::engine {
 
 // Not thread-safe. Pinned: tasks and placings point into it.
-class SequenceRun {
+class SequenceRun final : public Recycled<SequenceRun> {
  public:
   // `call` outlives the run.
   SequenceRun(CallRun* call, size_t index);
@@ -43,8 +44,8 @@ class SequenceRun {
   // The last one: what happened, told to the observers too.
   SequenceResult Conclude();
 
-  // Equal for sequences that one op may serve: same stages, placement and dtype.
-  std::string Stages() const;
+  // Whether one op may serve both: same stages, placement and dtype. After Begin.
+  bool SameStages(const SequenceRun& other) const;
   // Brings rows to where ops reach them, if any op will read them; until Release.
   absl::Status Stage();
   // Gives back what only ops needed: copies of rows, rotation tables.
@@ -53,7 +54,7 @@ class SequenceRun {
   pipeline::KeepTask ToPlan() const;
   void SetPlan(pipeline::KeepOutcome plan) { planned_ = std::move(plan); }
   bool Moves() const;
-  pipeline::Placement Where() const { return policy_.placement; }
+  pipeline::Placement Where() const { return policy_->placement; }
   // Points into this, which is described and moves.
   Placing* ToPlace();
 
@@ -77,10 +78,11 @@ class SequenceRun {
   absl::Status status_;
   std::unique_ptr<BoundSource> source_;
   std::shared_ptr<const RememberedSlots> remembered_;
-  pipeline::ResolvedPolicy policy_;
+  std::shared_ptr<const KnownPolicy> known_;  // null before it is resolved
+  const pipeline::ResolvedPolicy* policy_;    // of known_
   ResponseFields fields_;
-  pipeline::KeepOutcome planned_;  // until TakePlan
-  pipeline::KeepPlan plan_;        // counts from Begin on
+  std::optional<pipeline::KeepOutcome> planned_;  // until TakePlan
+  pipeline::KeepPlan plan_;                       // counts from Begin on
   bool identity_ = false;
   std::optional<Placing> placing_;
   std::shared_ptr<const RememberedSlots> slots_;  // to be remembered

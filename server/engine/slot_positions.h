@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/base/reuse.h"
 #include "server/engine/sequence_memory.h"
 
 namespace kvern::engine {
@@ -22,7 +23,7 @@ struct SlotShape {
 };
 
 struct SlotPositions {
-  std::vector<int32_t> values;  // [tokens], or [layers, kv_heads, tokens] with -1 fills
+  ScratchVector<int32_t> values;  // [tokens], or [layers, kv_heads, tokens] with -1 fills
   bool per_head = false;
   int64_t logical_tokens = 0;
 };

@@ -13,7 +13,7 @@
 namespace kvern::engine {
 namespace {
 
-absl::Status Bad(const std::string& field, const std::string& what) {
+absl::Status Bad(absl::string_view field, const std::string& what) {
   return WithField(absl::InvalidArgumentError(absl::StrCat(field, ": ", what)), field);
 }
 
@@ -30,21 +30,21 @@ absl::Status CheckLayers(const std::vector<int32_t>& layers, const pipeline::Mod
   return absl::OkStatus();
 }
 
-std::vector<int32_t> AllLayers(const pipeline::ModelSpec& model) {
-  std::vector<int32_t> layers(model.num_layers);
+ScratchVector<int32_t> AllLayers(const pipeline::ModelSpec& model) {
+  ScratchVector<int32_t> layers(model.num_layers);
   std::iota(layers.begin(), layers.end(), 0);
   return layers;
 }
 
-absl::Status CheckTokens(const std::string& field, int64_t tokens, const Limits& limits) {
+absl::Status CheckTokens(absl::string_view field, int64_t tokens, const Limits& limits) {
   if (tokens >= 0 && tokens <= limits.tokens_per_sequence) return absl::OkStatus();
   return Bad(field, absl::StrCat("got ", tokens, ", want 0..", limits.tokens_per_sequence));
 }
 
 // Lengths as sent, [layers] or [layers * kv_heads], become [layers * kv_heads].
-absl::StatusOr<std::vector<int32_t>> ExpandLengths(const std::vector<int32_t>& sent,
-                                                   const SlotShape& shape) {
-  if (sent.empty()) return std::vector<int32_t>();
+absl::StatusOr<ScratchVector<int32_t>> ExpandLengths(const std::vector<int32_t>& sent,
+                                                     const SlotShape& shape) {
+  if (sent.empty()) return ScratchVector<int32_t>();
   const int64_t size = static_cast<int64_t>(sent.size());
   if (size != shape.layers && size != shape.Rows()) {
     return Bad("paged.lengths",
@@ -55,8 +55,8 @@ absl::StatusOr<std::vector<int32_t>> ExpandLengths(const std::vector<int32_t>& s
       return Bad("paged.lengths", absl::StrCat("got ", length, ", want 0..", shape.tokens));
     }
   }
-  if (size == shape.Rows()) return sent;
-  std::vector<int32_t> lengths;
+  if (size == shape.Rows()) return ScratchVector<int32_t>(sent);
+  ScratchVector<int32_t> lengths;
   lengths.reserve(shape.Rows());
   for (const int32_t length : sent) lengths.insert(lengths.end(), shape.kv_heads, length);
   return lengths;
@@ -137,7 +137,7 @@ absl::Status BindInline(const InlineSource& sent, const RegisteredModel& model,
   KVERN_RETURN_IF_ERROR(CheckTokens("inline.k", sent.tokens, limits));
   source->kind = pipeline::Source::kInline;
   source->dtype = sent.dtype;
-  std::vector<int32_t>& layers = source->input.layer_indices;
+  ScratchVector<int32_t>& layers = source->input.layer_indices;
   layers = sent.layer_indices.empty() ? AllLayers(model.spec) : sent.layer_indices;
   KVERN_RETURN_IF_ERROR(CheckLayers(layers, model.spec));
   if (sent.layers != static_cast<int64_t>(layers.size()) || sent.kv_heads != model.spec.kv_heads ||
@@ -264,8 +264,8 @@ absl::Status Stage(Backend& backend, BoundSource* source) {
   BoundSource::Staged staged;
   KVERN_ASSIGN_OR_RETURN(staged.keys, backend.Stage(input.keys));
   KVERN_ASSIGN_OR_RETURN(staged.values, backend.Stage(input.values));
-  staged.source_keys = std::move(input.keys);
-  staged.source_values = std::move(input.values);
+  staged.source_keys.swap(input.keys);
+  staged.source_values.swap(input.values);
   input.keys = staged.keys.rows;
   input.values = staged.values.rows;
   PointAtLengths(source);
@@ -275,8 +275,8 @@ absl::Status Stage(Backend& backend, BoundSource* source) {
 
 void Unstage(BoundSource* source) {
   if (!source->staged) return;
-  source->input.keys = std::move(source->staged->source_keys);
-  source->input.values = std::move(source->staged->source_values);
+  source->input.keys.swap(source->staged->source_keys);
+  source->input.values.swap(source->staged->source_values);
   source->staged.reset();
 }
 

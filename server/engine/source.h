@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/base/reuse.h"
 #include "server/engine/compress_job.h"
 #include "server/engine/model_registry.h"
 #include "server/engine/slot_positions.h"
@@ -21,7 +22,7 @@
 namespace kvern::engine {
 
 // A sequence with its lease. Pinned: `input` points into it and into the job.
-struct BoundSource {
+struct BoundSource final : Recycled<BoundSource> {
   BoundSource() = default;
   BoundSource(const BoundSource&) = delete;
   BoundSource& operator=(const BoundSource&) = delete;
@@ -32,12 +33,12 @@ struct BoundSource {
   std::shared_ptr<const memory::Pool> pool;        // paged
   const PagedSource* paged = nullptr;              // paged
   std::shared_ptr<memory::StoredSequence> stored;  // stored
-  std::vector<int32_t> lengths;                    // [layers * kv_heads], empty: all equal
+  ScratchVector<int32_t> lengths;                  // [layers * kv_heads], empty: all equal
   DType dtype = DType::kBF16;
   memory::EngineLabel engine = memory::EngineLabel::kOther;
   struct Staged {
     StagedRows keys, values;
-    std::vector<KvRef> source_keys, source_values;  // the memory itself
+    ScratchVector<KvRef> source_keys, source_values;  // the memory itself
   };
   std::optional<Staged> staged;  // set: `input` reads these rows
 

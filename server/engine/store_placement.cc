@@ -96,9 +96,9 @@ void WritePacked(PlacingCohort cohort, Store& store) {
     placing->status = packing.status();
     if (packing.ok()) packings.push_back(*std::move(packing));
   }
-  const std::vector<Placing*> moving = Unharmed(cohort);
+  const ScratchVector<Placing*> moving = Unharmed(cohort);
   if (moving.empty()) return;
-  std::vector<pipeline::PackTask> tasks = PackTasks(moving);
+  ScratchVector<pipeline::PackTask> tasks = PackTasks(moving);
   for (size_t at = 0; at < moving.size(); ++at) {
     tasks[at].frozen_mean = packings[at].frozen_mean;
     tasks[at].room = &packings[at].room;
@@ -121,13 +121,13 @@ absl::StatusOr<pipeline::MoveTarget> StoreDense(Placing& placing, Store& store) 
 }
 
 void WriteDense(PlacingCohort cohort, Store& store) {
-  std::vector<pipeline::MoveTarget> targets;
+  ScratchVector<pipeline::MoveTarget> targets;
   for (Placing* placing : cohort) {
     auto target = StoreDense(*placing, store);
     placing->status = target.status();
     if (target.ok()) targets.push_back(*std::move(target));
   }
-  const std::vector<Placing*> moving = Unharmed(cohort);
+  const ScratchVector<Placing*> moving = Unharmed(cohort);
   if (moving.empty()) return;
   const absl::Status moved = MoveTokens(moving, std::move(targets));
   for (Placing* placing : moving) {

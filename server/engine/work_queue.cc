@@ -40,8 +40,10 @@ absl::Status WorkQueue::Submit(Task task) {
   if (task.bytes > limits_.queued_bytes - bytes_) {
     return Full("bytes", bytes_ + task.bytes, limits_.queued_bytes);
   }
+  if (spares_.empty()) spares_.emplace_back();
   bytes_ += task.bytes;
-  tasks_.push_back({std::move(task), absl::Now()});
+  spares_.front() = {std::move(task), absl::Now()};
+  tasks_.splice(tasks_.end(), spares_, spares_.begin());
   work_.notify_one();
   return absl::OkStatus();
 }
@@ -83,8 +85,8 @@ void WorkQueue::Work() {
       std::unique_lock<std::mutex> lock(mutex_);
       work_.wait(lock, [this] { return ending_ || !tasks_.empty(); });
       if (tasks_.empty()) return;
-      next = std::move(tasks_.front());
-      tasks_.pop_front();
+      next = std::exchange(tasks_.front(), Waiting());
+      spares_.splice(spares_.begin(), tasks_, tasks_.begin());
       running_ = true;
       refuse = ending_;
     }

@@ -4,8 +4,8 @@
 
 #include <condition_variable>
 #include <cstdint>
-#include <deque>
 #include <functional>
+#include <list>
 #include <mutex>
 #include <thread>
 
@@ -57,7 +57,8 @@ class WorkQueue {
   mutable std::mutex mutex_;  // guards all below
   std::condition_variable work_;
   std::condition_variable idle_;
-  std::deque<Waiting> tasks_;
+  std::list<Waiting> tasks_;
+  std::list<Waiting> spares_;  // nodes that tasks left, empty
   int64_t bytes_ = 0;
   bool running_ = false;
   bool draining_ = false;

@@ -1,9 +1,11 @@
 // A block id is trusted only after its copy was counted, bounded and found once.
 #include "server/memory/block_table.h"
 
-#include "absl/container/flat_hash_set.h"
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 
 namespace kvern::memory {
@@ -33,9 +35,25 @@ absl::Status ValidateId(const BlockTableSpec& spec, const std::vector<uint32_t>&
                                      spec.num_blocks));
 }
 
+ScratchVector<uint32_t> Sorted(const std::vector<uint32_t>& block_ids) {
+  ScratchVector<uint32_t> sorted = block_ids;
+  std::sort(sorted.begin(), sorted.end());
+  return sorted;
+}
+
 absl::Status Twice(const std::vector<uint32_t>& block_ids, size_t index, absl::string_view field) {
   return Invalid(field, absl::StrCat("id at ", index, " got ", block_ids[index],
                                      " a second time, want each id once"));
+}
+
+// Sorted, equal ids are neighbours; the error names the second of them as it was sent.
+absl::Status CheckOnce(const std::vector<uint32_t>& block_ids, absl::string_view field) {
+  const ScratchVector<uint32_t> sorted = Sorted(block_ids);
+  const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+  if (twice == sorted.end()) return absl::OkStatus();
+  const auto first = std::find(block_ids.begin(), block_ids.end(), *twice);
+  const auto second = std::find(first + 1, block_ids.end(), *twice);
+  return Twice(block_ids, static_cast<size_t>(second - block_ids.begin()), field);
 }
 
 }  // namespace
@@ -51,13 +69,10 @@ absl::Status ValidateBlockTable(const BlockTableSpec& spec, const std::vector<ui
         field, absl::StrCat("got ", block_ids.size(), " ids, want ", want, " for ", spec.num_tokens,
                             " tokens in blocks of ", spec.block_tokens));
   }
-  absl::flat_hash_set<uint32_t> seen;
-  seen.reserve(block_ids.size());
   for (size_t index = 0; index < block_ids.size(); ++index) {
     KVERN_RETURN_IF_ERROR(ValidateId(spec, block_ids, index, field));
-    if (!seen.insert(block_ids[index]).second) return Twice(block_ids, index, field);
   }
-  return absl::OkStatus();
+  return CheckOnce(block_ids, field);
 }
 
 absl::Status ValidateDestination(const BlockTableSpec& spec,
@@ -65,18 +80,15 @@ absl::Status ValidateDestination(const BlockTableSpec& spec,
                                  const std::vector<uint32_t>& block_ids, absl::string_view field) {
   KVERN_RETURN_IF_ERROR(ValidateSpec(spec, field));
   KVERN_RETURN_IF_ERROR(ValidateLength(spec, destination.size(), field));
-  const absl::flat_hash_set<uint32_t> source(block_ids.begin(), block_ids.end());
-  absl::flat_hash_set<uint32_t> seen;
-  seen.reserve(destination.size());
+  const ScratchVector<uint32_t> source = Sorted(block_ids);
   for (size_t index = 0; index < destination.size(); ++index) {
     KVERN_RETURN_IF_ERROR(ValidateId(spec, destination, index, field));
-    if (!seen.insert(destination[index]).second) return Twice(destination, index, field);
-    if (source.contains(destination[index])) {
+    if (std::binary_search(source.begin(), source.end(), destination[index])) {
       return Invalid(field, absl::StrCat("id at ", index, " got ", destination[index],
                                          ", a block of the source; want fresh blocks"));
     }
   }
-  return absl::OkStatus();
+  return CheckOnce(destination, field);
 }
 
 }  // namespace kvern::memory

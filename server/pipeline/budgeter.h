@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "kernels/base/reuse.h"
 #include "server/pipeline/sequence_input.h"
 #include "server/pipeline/stage_info.h"
 
@@ -24,7 +25,8 @@ class Budgeter {
  public:
   virtual ~Budgeter() = default;
   // Tokens per (layer, head) of each layer, in [0, tokens]; monotone in total_tokens.
-  virtual absl::StatusOr<std::vector<int64_t>> LayerBudgets(const BudgetRequest& request) const = 0;
+  virtual absl::StatusOr<ScratchVector<int64_t>> LayerBudgets(
+      const BudgetRequest& request) const = 0;
 };
 
 struct BudgeterEntry {

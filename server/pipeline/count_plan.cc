@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
-#include <memory>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/plan.h"
 #include "server/pipeline/protection.h"
@@ -31,7 +31,7 @@ absl::Status BelowProtected(const std::string& message, absl::string_view field)
 // Rows are (layer, head), layers outermost. Rows of one length share one answer.
 struct Row {
   int64_t length = 0;
-  std::shared_ptr<const TokenSpans> hard;  // one for all rows of one length
+  size_t hard = 0;  // index of its spans, one for all rows of one length
   int64_t protected_tokens = 0;
   int64_t pinned = 0;
 };
@@ -41,23 +41,15 @@ class Planner {
   Planner(const SequenceInput& input, const ResolvedPolicy& policy)
       : input_(input), policy_(policy) {
     rows_.reserve(static_cast<size_t>(input.Layers() * input.KvHeads()));
-    std::map<int64_t, Row> of_length;
     for (int64_t layer = 0; layer < input.Layers(); ++layer) {
       for (int64_t head = 0; head < input.KvHeads(); ++head) {
-        const int64_t length = RowLength(input, layer, head);
-        const auto [row, is_new] = of_length.try_emplace(length);
-        if (is_new) {
-          auto hard = std::make_shared<const TokenSpans>(HardProtected(input, policy, length));
-          const int64_t count = CountTokens(*hard);
-          row->second = {length, std::move(hard), count, PinnedPrefix(input, policy, length)};
-        }
-        rows_.push_back(row->second);
+        rows_.push_back(RowOf(RowLength(input, layer, head)));
       }
     }
   }
 
   absl::StatusOr<CountPlan> Plan() {
-    KVERN_ASSIGN_OR_RETURN(const std::vector<int64_t> budgets, Budgets());
+    KVERN_ASSIGN_OR_RETURN(const ScratchVector<int64_t> budgets, Budgets());
     CountPlan plan;
     plan.counts.reserve(rows_.size());
     plan.recent.reserve(rows_.size());
@@ -78,6 +70,17 @@ class Planner {
   }
 
  private:
+  // Nearly always all rows are as long as the first, and nothing need be looked up.
+  Row RowOf(int64_t length) {
+    if (!rows_.empty() && rows_.back().length == length) return rows_.back();
+    if (!rows_.empty()) of_length_.try_emplace(rows_.back().length, rows_.back());
+    const auto known = of_length_.find(length);
+    if (known != of_length_.end()) return known->second;
+    hard_.push_back(HardProtected(input_, policy_, length));
+    return {length, hard_.size() - 1, CountTokens(hard_.back()),
+            PinnedPrefix(input_, policy_, length)};
+  }
+
   bool IsByteBudget() const {
     return policy_.budget ? std::holds_alternative<ByteBudget>(*policy_.budget)
                           : policy_.byte_share.has_value();
@@ -94,7 +97,7 @@ class Planner {
   }
 
   // [rows] tokens asked for, each at most what the row holds.
-  absl::StatusOr<std::vector<int64_t>> Budgets() const {
+  absl::StatusOr<ScratchVector<int64_t>> Budgets() const {
     if (IsByteBudget()) return ByteBudgets();
     if (!policy_.budget) return Lengths();
     if (const auto* tokens = std::get_if<TokenBudget>(&*policy_.budget)) {
@@ -103,18 +106,18 @@ class Planner {
     return RatioBudgets(std::get<KeepRatioBudget>(*policy_.budget).ratio);
   }
 
-  std::vector<int64_t> Lengths() const {
-    std::vector<int64_t> lengths;
+  ScratchVector<int64_t> Lengths() const {
+    ScratchVector<int64_t> lengths;
     lengths.reserve(rows_.size());
     for (const Row& row : rows_) lengths.push_back(row.length);
     return lengths;
   }
 
-  absl::StatusOr<std::vector<int64_t>> Spread(int64_t total_tokens) const {
+  absl::StatusOr<ScratchVector<int64_t>> Spread(int64_t total_tokens) const {
     KVERN_ASSIGN_OR_RETURN(
-        const std::vector<int64_t> layers,
+        const ScratchVector<int64_t> layers,
         policy_.budgeter->LayerBudgets({.input = &input_, .total_tokens = total_tokens}));
-    std::vector<int64_t> budgets;
+    ScratchVector<int64_t> budgets;
     budgets.reserve(rows_.size());
     for (size_t row = 0; row < rows_.size(); ++row) {
       const int64_t layer = static_cast<int64_t>(row) / input_.KvHeads();
@@ -123,8 +126,8 @@ class Planner {
     return budgets;
   }
 
-  absl::StatusOr<std::vector<int64_t>> RatioBudgets(double ratio) const {
-    std::vector<int64_t> budgets;
+  absl::StatusOr<ScratchVector<int64_t>> RatioBudgets(double ratio) const {
+    ScratchVector<int64_t> budgets;
     int64_t sum = 0;
     for (const Row& row : rows_) {
       budgets.push_back(FloorShare(ratio, row.length));
@@ -135,8 +138,8 @@ class Planner {
   }
 
   // Bytes when each row keeps its budget, protected tokens included.
-  int64_t BytesOf(const std::vector<int64_t>& budgets) const {
-    std::vector<int32_t> counts;
+  int64_t BytesOf(const ScratchVector<int64_t>& budgets) const {
+    ScratchVector<int32_t> counts;
     counts.reserve(rows_.size());
     for (size_t row = 0; row < rows_.size(); ++row) {
       counts.push_back(static_cast<int32_t>(std::max(budgets[row], rows_[row].protected_tokens)));
@@ -145,9 +148,9 @@ class Planner {
   }
 
   // Quantize first, then evict: the codec is given, and as many tokens stay as its bytes allow.
-  absl::StatusOr<std::vector<int64_t>> ByteBudgets() const {
+  absl::StatusOr<ScratchVector<int64_t>> ByteBudgets() const {
     const int64_t allowed = AllowedBytes();
-    std::vector<int64_t> best = Lengths();
+    ScratchVector<int64_t> best = Lengths();
     if (BytesOf(best) <= allowed) return best;
     best.assign(rows_.size(), 0);
     if (const int64_t least = BytesOf(best); least > allowed) {
@@ -162,7 +165,7 @@ class Planner {
     int64_t exceeds = input_.Layers() * input_.Tokens() / step + 1;
     while (exceeds - fits > 1) {
       const int64_t middle = fits + (exceeds - fits) / 2;
-      KVERN_ASSIGN_OR_RETURN(std::vector<int64_t> budgets, Spread(middle * step));
+      KVERN_ASSIGN_OR_RETURN(ScratchVector<int64_t> budgets, Spread(middle * step));
       if (BytesOf(budgets) <= allowed) {
         fits = middle;
         best = std::move(budgets);
@@ -199,10 +202,10 @@ class Planner {
     const int64_t wanted = std::min(
         row.length, std::max(policy_.recent_tokens, FloorShare(policy_.recent_share, budget)));
     if (count < row.protected_tokens) return 0;  // trimmed: nothing is left for the soft ones
-    return static_cast<int32_t>(RecentThatFit(*row.hard, row.length, count, wanted));
+    return static_cast<int32_t>(RecentThatFit(hard_[row.hard], row.length, count, wanted));
   }
 
-  std::string GrowthWarning(const std::vector<int64_t>& budgets) const {
+  std::string GrowthWarning(const ScratchVector<int64_t>& budgets) const {
     const bool all_zero =
         std::all_of(budgets.begin(), budgets.end(), [](int64_t budget) { return budget == 0; });
     if (all_zero) {
@@ -213,7 +216,9 @@ class Planner {
 
   const SequenceInput& input_;
   const ResolvedPolicy& policy_;
-  std::vector<Row> rows_;
+  ScratchVector<Row> rows_;
+  ScratchVector<TokenSpans> hard_;
+  std::map<int64_t, Row> of_length_;  // of rows before the last
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/plan.h"
 #include "server/pipeline/rotation.h"
@@ -54,8 +55,8 @@ Tables TablesOf(const MoveTask& task, RotationTables* rotations) {
 
 absl::Status Move(Backend& backend, std::span<const MoveTask> cohort) {
   RotationTables rotations;
-  std::vector<Tables> tables;  // the shared owners
-  std::vector<GatherArgs> in_place, elsewhere;
+  ScratchVector<Tables> tables;  // the shared owners
+  ScratchVector<GatherArgs> in_place, elsewhere;
   for (const MoveTask& task : cohort) {
     const SequenceInput& input = *task.input;
     const MoveTarget& target = task.target;

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/base/reuse.h"
 #include "server/pipeline/resolve.h"
 #include "server/pipeline/sequence_input.h"
 
@@ -25,8 +26,8 @@ struct StageMicros {
 
 // Counts before scores: budgets depend on geometry, calibration and bytes only.
 struct CountPlan {
-  std::vector<int32_t> counts;  // [layers, kv_heads] tokens to keep
-  std::vector<int32_t> recent;  // [layers, kv_heads] recent tokens protected
+  ScratchVector<int32_t> counts;  // [layers, kv_heads] tokens to keep
+  ScratchVector<int32_t> recent;  // [layers, kv_heads] recent tokens protected
   bool budget_grew = false;
   std::vector<std::string> warnings;
   bool EverythingStays(const SequenceInput& input) const;  // the identity
@@ -41,7 +42,7 @@ struct KeepPlan {
   ShapeClass shape_class = ShapeClass::kS0;
   int64_t nan_scores = 0;
   int64_t max_kept = 0;
-  std::vector<int32_t> kept_positions;  // [layers, kv_heads, max_kept], -1 fills
+  ScratchVector<int32_t> kept_positions;  // [layers, kv_heads, max_kept], -1 fills
   // Of the source's slots, where a scorer needed it: moving and packing use it again.
   std::shared_ptr<const RotationTable> rotation;
   StageMicros micros;
@@ -69,8 +70,8 @@ using KeepOutcome = absl::StatusOr<KeepPlan>;
 // stages; dtype and model are the same too. A sequence that cannot be planned has its own error and
 // leaves the others alone; the whole fails for a stop, for what an op answered, and for what a
 // stage says of any sequence: then a smaller cohort may still succeed.
-absl::StatusOr<std::vector<KeepOutcome>> PlanKeep(Backend& backend,
-                                                  std::span<const KeepTask> cohort);
+absl::StatusOr<ScratchVector<KeepOutcome>> PlanKeep(Backend& backend,
+                                                    std::span<const KeepTask> cohort);
 // A cohort of one, with scores.
 absl::StatusOr<KeepPlan> PlanKeep(Backend& backend, const SequenceInput& input,
                                   const ResolvedPolicy& policy);
@@ -133,8 +134,8 @@ absl::Status Unpack(Backend& backend, const ModelSpec& model, const PackedView& 
 // Where kept K and V go, one view per layer: dense return, fresh blocks or in place (the memory of
 // the source). `first_slot` tokens are already there.
 struct MoveTarget {
-  std::vector<KvRef> keys;
-  std::vector<KvRef> values;
+  ScratchVector<KvRef> keys;
+  ScratchVector<KvRef> values;
   int64_t first_slot = 0;
   bool in_place = false;  // counts where the rows read are those written, not a copy of them
 };

@@ -2,6 +2,7 @@
 // stage is one op for the whole cohort, so launches do not grow with layers, heads or sequences.
 #include <utility>
 
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/keep_draft.h"
 #include "server/pipeline/plan.h"
@@ -14,7 +15,7 @@ namespace {
 // Sequences that choose; they run the stages of the first one's policy, which are those of all.
 class Choosers {
  public:
-  Choosers(Backend& backend, std::vector<KeepDraft*> drafts)
+  Choosers(Backend& backend, ScratchVector<KeepDraft*> drafts)
       : backend_(backend), drafts_(std::move(drafts)) {}
 
   absl::Status Run() {
@@ -31,7 +32,7 @@ class Choosers {
   const ResolvedPolicy& Policy() const { return drafts_[0]->policy(); }
 
   absl::Status Score() {
-    std::vector<ScoreInput> inputs;
+    ScratchVector<ScoreInput> inputs;
     RotationTables rotations;
     bool needs_rope = false;
     for (const auto& scorer : Policy().scorers) needs_rope |= (scorer->Inputs() & kNeedsRope) != 0;
@@ -50,8 +51,8 @@ class Choosers {
   }
 
   // Only candidates have scores (ruling 8); those of them that came out NaN are counted.
-  absl::Status HideProtected(const std::vector<ScoreInput>& inputs) {
-    std::vector<HideScoresArgs> args;
+  absl::Status HideProtected(std::span<const ScoreInput> inputs) {
+    ScratchVector<HideScoresArgs> args;
     for (size_t at = 0; at < drafts_.size(); ++at) {
       args.push_back({.candidates = inputs[at].candidates,
                       .scores = scores_.Of(at),
@@ -61,7 +62,7 @@ class Choosers {
   }
 
   absl::Status Select() {
-    std::vector<SelectInput> inputs;
+    ScratchVector<SelectInput> inputs;
     for (size_t at = 0; at < drafts_.size(); ++at) {
       KeepDraft& draft = *drafts_[at];
       inputs.push_back({.sequence = &draft.input(),
@@ -98,23 +99,23 @@ class Choosers {
   }
 
   Backend& backend_;
-  const std::vector<KeepDraft*> drafts_;
+  const ScratchVector<KeepDraft*> drafts_;
   ScoreSets scores_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::vector<KeepOutcome>> PlanKeep(Backend& backend,
-                                                  std::span<const KeepTask> cohort) {
-  std::vector<KeepDraft> drafts(cohort.begin(), cohort.end());
-  std::vector<absl::Status> begun;
-  std::vector<KeepDraft*> choosing;
+absl::StatusOr<ScratchVector<KeepOutcome>> PlanKeep(Backend& backend,
+                                                    std::span<const KeepTask> cohort) {
+  ScratchVector<KeepDraft> drafts(cohort.begin(), cohort.end());
+  ScratchVector<absl::Status> begun;
+  ScratchVector<KeepDraft*> choosing;
   for (KeepDraft& draft : drafts) {
     begun.push_back(draft.Begin());
     if (begun.back().ok() && draft.Chooses()) choosing.push_back(&draft);
   }
   KVERN_RETURN_IF_ERROR(Choosers(backend, std::move(choosing)).Run());
-  std::vector<KeepOutcome> outcomes;
+  ScratchVector<KeepOutcome> outcomes;
   for (size_t at = 0; at < drafts.size(); ++at) {
     if (begun[at].ok()) {
       outcomes.emplace_back(drafts[at].Finish());
@@ -128,7 +129,8 @@ absl::StatusOr<std::vector<KeepOutcome>> PlanKeep(Backend& backend,
 absl::StatusOr<KeepPlan> PlanKeep(Backend& backend, const SequenceInput& input,
                                   const ResolvedPolicy& policy) {
   const KeepTask task = {.input = &input, .policy = &policy, .want_scores = true};
-  KVERN_ASSIGN_OR_RETURN(std::vector<KeepOutcome> outcomes, PlanKeep(backend, std::span(&task, 1)));
+  KVERN_ASSIGN_OR_RETURN(ScratchVector<KeepOutcome> outcomes,
+                         PlanKeep(backend, std::span(&task, 1)));
   return std::move(outcomes[0]);
 }
 

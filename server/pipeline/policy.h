@@ -17,16 +17,20 @@ namespace kvern::pipeline {
 struct StageSpec {
   std::string name;
   std::map<std::string, std::string> params;
+  bool operator==(const StageSpec&) const = default;
 };
 
 struct TokenBudget {
   int64_t tokens = 0;  // per (layer, kv_head), on average
+  bool operator==(const TokenBudget&) const = default;
 };
 struct KeepRatioBudget {
   double ratio = 1.0;  // floor(ratio * tokens + 1e-9) per (layer, kv_head)
+  bool operator==(const KeepRatioBudget&) const = default;
 };
 struct ByteBudget {
   int64_t bytes = 0;  // of the whole sequence, metadata counted
+  bool operator==(const ByteBudget&) const = default;
 };
 using Budget = std::variant<TokenBudget, KeepRatioBudget, ByteBudget>;
 
@@ -54,6 +58,7 @@ struct Policy {
   Placement placement = Placement::kDefault;
   OnConflict on_conflict = OnConflict::kGrowBudget;
   std::vector<std::string> calibrations;  // names the caller lists; the engine resolves them
+  bool operator==(const Policy&) const = default;
 };
 
 }  // namespace kvern::pipeline

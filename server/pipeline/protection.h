@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/base/reuse.h"
 #include "server/pipeline/resolve.h"
 #include "server/pipeline/sequence_input.h"
 
@@ -15,7 +16,7 @@ struct TokenSpan {
   int64_t begin = 0;
   int64_t end = 0;
 };
-using TokenSpans = std::vector<TokenSpan>;  // ascending, disjoint, none empty
+using TokenSpans = ScratchVector<TokenSpan>;  // ascending, disjoint, none empty
 
 int64_t CountTokens(const TokenSpans& spans);
 

@@ -23,6 +23,7 @@ struct Availability {
   Source source = Source::kInline;
   uint16_t inputs = 0;  // Inputs bits present
   bool read_only_pool = false;
+  bool operator==(const Availability&) const = default;
 };
 
 // Everything decided; immutable.

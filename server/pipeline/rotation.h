@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "kernels/base/reuse.h"
 #include "kernels/base/rotation.h"
 #include "server/pipeline/model.h"
 #include "server/pipeline/sequence_input.h"
@@ -49,8 +50,8 @@ class RotationTables {
     int64_t tokens;
     std::shared_ptr<const RotationTable> table;
   };
-  std::vector<OfSequence> of_sequences_;
-  std::vector<OfTokens> consecutive_;
+  ScratchVector<OfSequence> of_sequences_;
+  ScratchVector<OfTokens> consecutive_;
 };
 
 // Whether tables can be built: inverse frequencies and positions are there.

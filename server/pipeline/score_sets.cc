@@ -1,6 +1,7 @@
 // Scores of different kinds only meet as z-scores.
 #include "server/pipeline/score_sets.h"
 
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 
 namespace kvern::pipeline {
@@ -25,10 +26,10 @@ absl::StatusOr<ScoreSets> ScoreSets::Make(Backend& backend, std::span<const Scor
                          backend.Allocate(scorers * floats * static_cast<int64_t>(sizeof(float))));
   auto* next = reinterpret_cast<float*>(sets.memory_.data());
   for (int64_t scorer = 0; scorer < scorers; ++scorer) {
-    std::vector<ScoreView>& views = sets.views_.emplace_back();
     for (const ScoreInput& input : cohort) {
       const SequenceInput& sequence = *input.sequence;
-      views.push_back(DenseView(next, sequence.Layers(), sequence.KvHeads(), sequence.Tokens()));
+      sets.views_.push_back(
+          DenseView(next, sequence.Layers(), sequence.KvHeads(), sequence.Tokens()));
       next += RoomFor(sequence);
     }
   }
@@ -37,21 +38,23 @@ absl::StatusOr<ScoreSets> ScoreSets::Make(Backend& backend, std::span<const Scor
 
 absl::Status ScoreSets::Fill(Backend& backend, const ResolvedPolicy& policy,
                              std::span<const ScoreInput> cohort) {
-  std::vector<ScoreInput> inputs(cohort.begin(), cohort.end());
-  std::vector<ZScoreArgs> normalize;  // scorers x sequences
-  for (size_t scorer = 0; scorer < views_.size(); ++scorer) {
+  ScratchVector<ScoreInput> inputs(cohort.begin(), cohort.end());
+  ScratchVector<ZScoreArgs> normalize;  // scorers x sequences
+  const size_t scorers = policy.scorers.size();
+  const auto view = [&](size_t scorer, size_t at) { return views_[scorer * inputs.size() + at]; };
+  for (size_t scorer = 0; scorer < scorers; ++scorer) {
     for (size_t at = 0; at < inputs.size(); ++at) {
-      inputs[at].scores = views_[scorer][at];
+      inputs[at].scores = view(scorer, at);
       normalize.push_back({inputs[at].candidates, inputs[at].scores});
     }
     KVERN_RETURN_IF_ERROR(policy.scorers[scorer]->Score(backend, inputs));
   }
-  if (views_.size() == 1) return absl::OkStatus();
+  if (scorers == 1) return absl::OkStatus();
   KVERN_RETURN_IF_ERROR(backend.ZScore(normalize));
-  for (size_t scorer = 1; scorer < views_.size(); ++scorer) {
-    std::vector<BlendArgs> blend;
+  for (size_t scorer = 1; scorer < scorers; ++scorer) {
+    ScratchVector<BlendArgs> blend;
     for (size_t at = 0; at < inputs.size(); ++at) {
-      blend.push_back({policy.blend, views_[scorer][at], views_[0][at]});
+      blend.push_back({policy.blend, view(scorer, at), view(0, at)});
     }
     KVERN_RETURN_IF_ERROR(backend.Blend(blend));
   }

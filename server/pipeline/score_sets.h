@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/base/reuse.h"
 #include "server/pipeline/resolve.h"
 #include "server/pipeline/scorer.h"
 
@@ -24,11 +25,11 @@ class ScoreSets {
   absl::Status Fill(Backend& backend, const ResolvedPolicy& policy,
                     std::span<const ScoreInput> cohort);
   // The blended scores of one sequence, dense [layers, kv_heads, tokens].
-  ScoreView Of(size_t sequence) const { return views_.empty() ? ScoreView() : views_[0][sequence]; }
+  ScoreView Of(size_t sequence) const { return views_.empty() ? ScoreView() : views_[sequence]; }
 
  private:
   Buffer memory_;
-  std::vector<std::vector<ScoreView>> views_;  // [scorers, sequences]
+  ScratchVector<ScoreView> views_;  // [scorers, sequences]
 };
 
 }  // namespace kvern::pipeline

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/base/reuse.h"
 #include "server/pipeline/model.h"
 
 namespace kvern::pipeline {
@@ -23,16 +24,16 @@ struct SideTensors {
 struct SequenceInput {
   const ModelSpec* model = nullptr;
   const Calibrations* calibrations = nullptr;  // never null; members may be
-  std::vector<int32_t> layer_indices;          // [layers] in the model, ascending
-  std::vector<KvRef> keys;                     // [layers]
-  std::vector<KvRef> values;                   // [layers]
+  ScratchVector<int32_t> layer_indices;        // [layers] in the model, ascending
+  ScratchVector<KvRef> keys;                   // [layers]
+  ScratchVector<KvRef> values;                 // [layers]
   // Rotary position of each slot: [tokens] shared, or [layers, kv_heads, tokens] with per_head.
-  std::vector<int32_t> positions;
+  ScratchVector<int32_t> positions;
   bool per_head_positions = false;
   int64_t logical_tokens = 0;
-  int64_t readonly_prefix_tokens = 0;                         // protected
-  std::vector<std::pair<int64_t, int64_t>> protected_ranges;  // half-open, physical
-  const SideTensors* side = nullptr;                          // never null
+  int64_t readonly_prefix_tokens = 0;                           // protected
+  ScratchVector<std::pair<int64_t, int64_t>> protected_ranges;  // half-open, physical
+  const SideTensors* side = nullptr;                            // never null
 
   int64_t Layers() const { return static_cast<int64_t>(keys.size()); }
   int64_t KvHeads() const { return model->kv_heads; }

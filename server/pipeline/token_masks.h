@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/base/reuse.h"
 #include "server/pipeline/plan.h"
 
 namespace kvern::pipeline {
@@ -27,7 +28,7 @@ class TokenMask {
   int64_t layers_ = 0;
   int64_t kv_heads_ = 0;
   int64_t tokens_ = 0;
-  std::vector<uint8_t> bytes_;
+  ScratchVector<uint8_t> bytes_;
 };
 
 struct TokenMasks {

@@ -4,11 +4,11 @@
 #include <algorithm>
 #include <bit>
 #include <string>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "google/protobuf/util/message_differencer.h"
 #include "server/rpc/grpc_status.h"
 #include "server/rpc/name_from_proto.h"
 
@@ -54,6 +54,15 @@ void SetTimings(const engine::SequenceResult& result, v1::Timings* timings) {
   timings->set_select_us(result.micros.select);
   timings->set_encode_us(result.micros.encode);
   timings->set_move_us(result.micros.move);
+}
+
+// Whether both were told the same policy.
+bool SameResolved(const engine::SequenceResult& a, const engine::SequenceResult& b) {
+  const auto words = [](const engine::SequenceResult& of) {
+    return std::tie(of.preset, of.budgeter, of.scorer, of.selector, of.k_codec, of.v_codec,
+                    of.fallback, of.budget_grew);
+  };
+  return words(a) == words(b);
 }
 
 void SetResolved(const engine::SequenceResult& result, v1::ResolvedPolicy* resolved) {
@@ -134,16 +143,13 @@ void Count(engine::Outcome outcome, engine::CompressSummary* summary) {
 
 void ToProto(const engine::CompressResult& result, v1::CompressCacheResponse* response) {
   response->set_replayed(result.replayed);
-  v1::ResolvedPolicy said;
+  const engine::SequenceResult* said = nullptr;
   for (const engine::SequenceResult& sequence : result.results) {
-    const bool first = response->results_size() == 0;
     v1::SequenceResult* out = response->add_results();
     SequenceToProto(sequence, out);
-    v1::ResolvedPolicy resolved;
-    SetResolved(sequence, &resolved);
-    if (first || !google::protobuf::util::MessageDifferencer::Equals(resolved, said)) {
-      *out->mutable_resolved() = resolved;
-      said = std::move(resolved);
+    if (said == nullptr || !SameResolved(sequence, *said)) {
+      SetResolved(sequence, out->mutable_resolved());
+      said = &sequence;
     }
     if (!sequence.status.ok()) *out->mutable_status() = ToProto(sequence.status);
   }

@@ -2,11 +2,14 @@
 // when.
 #include "server/rpc/compression_service.h"
 
+#include <google/protobuf/arena.h>
+
 #include <atomic>
 #include <memory>
 #include <string>
 #include <utility>
 
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/rpc/compress_from_proto.h"
 #include "server/rpc/compress_to_proto.h"
@@ -15,19 +18,38 @@
 namespace kvern::rpc {
 namespace {
 
+// What one call needs until its last user lets go: its messages in one arena, whose first block is
+// part of it and enough for most calls.
+struct CallArena {
+  static constexpr size_t kFirstBytes = size_t{32} << 10;
+
+  CallArena() : arena(first_block, sizeof(first_block)) {}
+
+  alignas(8) char first_block[kFirstBytes];
+  google::protobuf::Arena arena;
+  v1::CompressCacheRequest* const request =
+      google::protobuf::Arena::CreateMessage<v1::CompressCacheRequest>(&arena);
+  v1::CompressCacheResponse* const response =
+      google::protobuf::Arena::CreateMessage<v1::CompressCacheResponse>(&arena);
+  std::atomic<bool> cancelled = false;
+};
+
 class CompressMessages final
-    : public grpc::MessageHolder<v1::CompressCacheRequest, v1::CompressCacheResponse> {
+    : public grpc::MessageHolder<v1::CompressCacheRequest, v1::CompressCacheResponse>,
+      public Recycled<CompressMessages> {
  public:
-  CompressMessages() : request_(std::make_shared<v1::CompressCacheRequest>()) {
-    set_request(request_.get());
-    set_response(&response_);
+  CompressMessages() : arena_(std::allocate_shared<CallArena>(RecyclingAllocator<CallArena>())) {
+    set_request(arena_->request);
+    set_response(arena_->response);
   }
   void Release() override { delete this; }
-  const std::shared_ptr<v1::CompressCacheRequest>& SharedRequest() const { return request_; }
+  std::shared_ptr<v1::CompressCacheRequest> SharedRequest() const {
+    return {arena_, arena_->request};
+  }
+  std::shared_ptr<std::atomic<bool>> Cancelled() const { return {arena_, &arena_->cancelled}; }
 
  private:
-  const std::shared_ptr<v1::CompressCacheRequest> request_;
-  v1::CompressCacheResponse response_;
+  const std::shared_ptr<CallArena> arena_;
 };
 
 absl::StatusOr<engine::CompressJob> MakeJob(
@@ -44,12 +66,11 @@ absl::StatusOr<engine::CompressJob> MakeJob(
 }
 
 // One call in flight. The engine calls back exactly once, and gRPC frees the call only after that.
-class CompressCall final : public grpc::ServerUnaryReactor {
+class CompressCall final : public grpc::ServerUnaryReactor, public Recycled<CompressCall> {
  public:
-  CompressCall(RpcScope scope, v1::CompressCacheResponse* response)
-      : scope_(std::move(scope)),
-        response_(response),
-        cancelled_(std::make_shared<std::atomic<bool>>(false)) {}
+  CompressCall(RpcScope scope, v1::CompressCacheResponse* response,
+               std::shared_ptr<std::atomic<bool>> cancelled)
+      : scope_(std::move(scope)), response_(response), cancelled_(std::move(cancelled)) {}
 
   void Start(engine::Engine* engine, engine::CompressJob job) {
     job.peer = scope_.Peer();
@@ -92,8 +113,9 @@ grpc::ServerUnaryReactor* CompressionService::CompressCache(grpc::CallbackServer
                                                             v1::CompressCacheResponse* response) {
   RpcScope scope = deps_.Scope(engine::Rpc::kCompressCache, *context);
   scope.SetRequestId(request->request_id());
-  auto* call = new CompressCall(std::move(scope), response);  // deletes itself in OnDone
   const auto* messages = static_cast<const CompressMessages*>(context->GetRpcAllocatorState());
+  // Deletes itself in OnDone.
+  auto* call = new CompressCall(std::move(scope), response, messages->Cancelled());
   absl::StatusOr<engine::CompressJob> job = MakeJob(deps_.engine, messages->SharedRequest());
   if (!job.ok()) {
     call->End(job.status());

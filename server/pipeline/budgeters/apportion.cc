@@ -8,7 +8,7 @@
 namespace kvern::pipeline {
 namespace {
 
-double WeightOf(const std::vector<double>& weights, const std::vector<size_t>& open) {
+double WeightOf(const std::vector<double>& weights, const ScratchVector<size_t>& open) {
   double sum = 0;
   for (const size_t index : open) sum += weights[index];
   return sum;
@@ -21,8 +21,8 @@ double ShareOf(double weight, double weight_sum, int64_t total, size_t open) {
 }
 
 // Gives the cap to indices whose share exceeds it until none does.
-void FillCapped(const std::vector<double>& weights, int64_t cap, std::vector<size_t>* open,
-                std::vector<int64_t>* shares, int64_t* total) {
+void FillCapped(const std::vector<double>& weights, int64_t cap, ScratchVector<size_t>* open,
+                ScratchVector<int64_t>* shares, int64_t* total) {
   while (true) {
     const double sum = WeightOf(weights, *open);
     const int64_t rest = *total;
@@ -40,17 +40,17 @@ void FillCapped(const std::vector<double>& weights, int64_t cap, std::vector<siz
 
 }  // namespace
 
-std::vector<int64_t> Apportion(const std::vector<double>& weights, int64_t total, int64_t cap) {
+ScratchVector<int64_t> Apportion(const std::vector<double>& weights, int64_t total, int64_t cap) {
   const int64_t count = static_cast<int64_t>(weights.size());
-  std::vector<int64_t> shares(weights.size(), 0);
+  ScratchVector<int64_t> shares(weights.size(), 0);
   if (count == 0 || total <= 0) return shares;
-  if (total / count >= cap) return std::vector<int64_t>(weights.size(), cap);
-  std::vector<size_t> open(weights.size());
+  if (total / count >= cap) return ScratchVector<int64_t>(weights.size(), cap);
+  ScratchVector<size_t> open(weights.size());
   std::iota(open.begin(), open.end(), size_t{0});
   FillCapped(weights, cap, &open, &shares, &total);
 
   const double sum = WeightOf(weights, open);
-  std::vector<double> fraction(weights.size(), 0);
+  ScratchVector<double> fraction(weights.size(), 0);
   int64_t left = total;
   for (const size_t index : open) {
     const double share = ShareOf(weights[index], sum, total, open.size());

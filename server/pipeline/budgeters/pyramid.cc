@@ -34,19 +34,19 @@ class PyramidBudgeter : public Budgeter {
   PyramidBudgeter(double beta, int64_t window) : beta_(beta), window_(window) {}
 
   // The window is every layer's; the ramp shares out the rest.
-  absl::StatusOr<std::vector<int64_t>> LayerBudgets(const BudgetRequest& request) const override {
+  absl::StatusOr<ScratchVector<int64_t>> LayerBudgets(const BudgetRequest& request) const override {
     const int64_t layers = request.input->Layers();
-    if (layers == 0) return std::vector<int64_t>();
+    if (layers == 0) return ScratchVector<int64_t>();
     const int64_t tokens = request.input->Tokens();
     const int64_t window = std::min({window_, request.total_tokens / layers, tokens});
     const int64_t rest = std::min(request.total_tokens, layers * tokens) - layers * window;
     const double mean = static_cast<double>(rest) / static_cast<double>(layers);
     const Ramp ramp = RampOf(mean, beta_, static_cast<double>(tokens - window));
-    std::vector<double> weights;
+    ScratchVector<double> weights;
     for (int64_t layer = 0; layer < layers; ++layer) {
       weights.push_back(std::max(0.0, At(ramp, layer, layers)));
     }
-    std::vector<int64_t> budgets = Apportion(weights, rest, tokens - window);
+    ScratchVector<int64_t> budgets = Apportion(weights, rest, tokens - window);
     for (int64_t& budget : budgets) budget += window;
     return budgets;
   }
@@ -63,15 +63,15 @@ class KvpressPyramidBudgeter : public Budgeter {
   KvpressPyramidBudgeter(double beta, int64_t window)
       : beta_(beta), window_(static_cast<double>(window)) {}
 
-  absl::StatusOr<std::vector<int64_t>> LayerBudgets(const BudgetRequest& request) const override {
+  absl::StatusOr<ScratchVector<int64_t>> LayerBudgets(const BudgetRequest& request) const override {
     const int64_t layers = request.input->Layers();
-    if (layers == 0) return std::vector<int64_t>();
+    if (layers == 0) return ScratchVector<int64_t>();
     const double tokens = static_cast<double>(request.input->Tokens());
     const double mean =
         std::min(static_cast<double>(request.total_tokens) / static_cast<double>(layers), tokens);
     const Ramp ramp = RampOf(mean, beta_, tokens - window_);
     const bool fits = tokens >= ramp.first && ramp.first >= ramp.last && ramp.last >= window_;
-    std::vector<int64_t> budgets;
+    ScratchVector<int64_t> budgets;
     for (int64_t layer = 0; layer < layers; ++layer) {
       const double share = fits ? At(ramp, layer, layers) : mean;
       const double least = std::min(1.0, tokens);

@@ -18,19 +18,19 @@ class SensitivityBudgeter : public Budgeter {
  public:
   SensitivityBudgeter(double power, int64_t floor) : power_(power), floor_(floor) {}
 
-  absl::StatusOr<std::vector<int64_t>> LayerBudgets(const BudgetRequest& request) const override {
+  absl::StatusOr<ScratchVector<int64_t>> LayerBudgets(const BudgetRequest& request) const override {
     const SequenceInput& input = *request.input;
     KVERN_ASSIGN_OR_RETURN(const std::vector<double> weights, Weights(input));
     const int64_t layers = input.Layers();
-    if (layers == 0) return std::vector<int64_t>();
+    if (layers == 0) return ScratchVector<int64_t>();
     const int64_t tokens = input.Tokens();
     const int64_t floor = std::min(floor_, tokens);
     // Below the floor there is nothing to weigh: layers are then equal.
     if (request.total_tokens <= layers * floor) {
-      const std::vector<double> equal(weights.size(), 1.0);
+      const ScratchVector<double> equal(weights.size(), 1.0);
       return Apportion(equal, request.total_tokens, tokens);
     }
-    std::vector<int64_t> budgets =
+    ScratchVector<int64_t> budgets =
         Apportion(weights, request.total_tokens - layers * floor, tokens - floor);
     for (int64_t& budget : budgets) budget += floor;
     return budgets;
@@ -44,7 +44,7 @@ class SensitivityBudgeter : public Budgeter {
                         "INPUT_MISSING");
     }
     const std::vector<float>& sensitivity = centres->layer_sensitivity;
-    std::vector<double> weights;
+    ScratchVector<double> weights;
     weights.reserve(input.layer_indices.size());
     for (const int32_t layer : input.layer_indices) {
       if (layer < 0 || static_cast<size_t>(layer) >= sensitivity.size()) {

@@ -10,8 +10,8 @@ namespace {
 
 class UniformBudgeter : public Budgeter {
  public:
-  absl::StatusOr<std::vector<int64_t>> LayerBudgets(const BudgetRequest& request) const override {
-    const std::vector<double> equal(static_cast<size_t>(request.input->Layers()), 1.0);
+  absl::StatusOr<ScratchVector<int64_t>> LayerBudgets(const BudgetRequest& request) const override {
+    const ScratchVector<double> equal(static_cast<size_t>(request.input->Layers()), 1.0);
     return Apportion(equal, request.total_tokens, request.input->Tokens());
   }
 };

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/scorer.h"
 
@@ -43,7 +44,7 @@ class AttentionMassScorer final : public Scorer {
   }
   absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
     std::vector<Visible> visible(cohort.size());
-    std::vector<AttentionMassArgs> args;
+    ScratchVector<AttentionMassArgs> args;
     for (size_t at = 0; at < cohort.size(); ++at) {
       const SequenceInput& sequence = *cohort[at].sequence;
       const ScoreView scores = cohort[at].scores;

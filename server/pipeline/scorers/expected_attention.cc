@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/scorer.h"
 #include "server/pipeline/scorers/moment_basis.h"
@@ -58,7 +59,7 @@ class ExpectedAttentionScorer final : public Scorer {
   absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
     std::vector<Moments> moments;
     moments.reserve(cohort.size());
-    std::vector<ExpectedAttentionArgs> args;
+    ScratchVector<ExpectedAttentionArgs> args;
     for (const ScoreInput& input : cohort) {
       KVERN_ASSIGN_OR_RETURN(Moments of_sequence, MomentsOf(input));
       args.push_back(ArgsOf(input, moments.emplace_back(std::move(of_sequence))));

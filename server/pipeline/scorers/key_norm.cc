@@ -1,6 +1,7 @@
 // Keys of small norm attract attention in most heads: score = -|k|.
 #include <vector>
 
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/scorer.h"
 
@@ -11,8 +12,8 @@ class KeyNormScorer final : public Scorer {
  public:
   uint16_t Inputs() const override { return kNeedsNothing; }
   absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
-    std::vector<RowNormsArgs> args;
-    std::vector<ScoreView> norms;
+    ScratchVector<RowNormsArgs> args;
+    ScratchVector<ScoreView> norms;
     for (const ScoreInput& input : cohort) {
       args.push_back({input.sequence->keys, input.scores});
       norms.push_back(input.scores);

@@ -1,6 +1,7 @@
 // Keys unlike the mean key direction carry what no other key does: score = -cos(k, mean unit key).
 #include <vector>
 
+#include "kernels/base/reuse.h"
 #include "server/pipeline/scorer.h"
 
 namespace kvern::pipeline {
@@ -14,7 +15,7 @@ class KeyDiffScorer final : public Scorer {
   absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
     // The cosine is blind to the attention scaling that cached keys carry, so a pure rotation will
     // do.
-    std::vector<KeyDiffArgs> args;
+    ScratchVector<KeyDiffArgs> args;
     for (const ScoreInput& input : cohort) {
       args.push_back({.keys = input.sequence->keys,
                       .unrotate = unrotate_ ? input.rotation : nullptr,

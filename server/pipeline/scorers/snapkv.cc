@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/scorer.h"
 
@@ -21,7 +22,7 @@ class SnapKvScorer final : public Scorer {
   int64_t ProtectedTail() const override { return window_; }
 
   absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
-    std::vector<WindowAttentionArgs> args;
+    ScratchVector<WindowAttentionArgs> args;
     for (const ScoreInput& input : cohort) {
       KVERN_RETURN_IF_ERROR(CheckWindow(*input.sequence));
       args.push_back({.keys = input.sequence->keys,

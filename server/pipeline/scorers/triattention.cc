@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/math.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/scorer.h"
 
@@ -56,7 +57,7 @@ class TriAttentionScorer final : public Scorer {
   absl::Status Score(Backend& backend, std::span<const ScoreInput> cohort) const override {
     std::vector<TurnedCentres> turned;
     turned.reserve(cohort.size());
-    std::vector<TriAttentionArgs> args;
+    ScratchVector<TriAttentionArgs> args;
     for (const ScoreInput& input : cohort) {
       const SequenceInput& sequence = *input.sequence;
       const RopeSpec& rope = sequence.model->rope;

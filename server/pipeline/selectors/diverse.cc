@@ -2,6 +2,7 @@
 // (alpha, retention.md 9.1).
 #include <vector>
 
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/selector.h"
 #include "server/pipeline/selectors/sharing.h"
@@ -21,7 +22,7 @@ class DiverseSelector final : public Selector {
   ShapeClass EqualCountsClass() const override { return ClassOf(sharing_.share); }
   absl::Status Select(Backend& backend, std::span<const SelectInput> cohort) const override {
     KVERN_RETURN_IF_ERROR(ShareScores(backend, sharing_, cohort));
-    std::vector<DiverseArgs> args;
+    ScratchVector<DiverseArgs> args;
     for (const SelectInput& input : cohort) {
       args.push_back({.scores = input.scores,
                       .candidates = input.candidates,

@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/error_reason.h"
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 
 namespace kvern::pipeline {
@@ -87,7 +88,7 @@ absl::Status ShareScores(Backend& backend, const Sharing& sharing,
   if (sharing.share == Share::kNone) return absl::OkStatus();
   std::vector<std::vector<std::vector<int64_t>>> groups;
   groups.reserve(cohort.size());
-  std::vector<ShareRowsArgs> args;
+  ScratchVector<ShareRowsArgs> args;
   for (const SelectInput& input : cohort) {
     groups.push_back(GroupsOf(sharing.share, input.keep->layers, input.keep->kv_heads));
     KVERN_RETURN_IF_ERROR(CheckGroups(input, groups.back()));

@@ -1,6 +1,7 @@
 // Keeps the highest scores.
 #include <vector>
 
+#include "kernels/base/reuse.h"
 #include "kernels/base/status_macros.h"
 #include "server/pipeline/selector.h"
 #include "server/pipeline/selectors/sharing.h"
@@ -18,7 +19,7 @@ class TopKSelector final : public Selector {
   ShapeClass EqualCountsClass() const override { return ClassOf(sharing_.share); }
   absl::Status Select(Backend& backend, std::span<const SelectInput> cohort) const override {
     KVERN_RETURN_IF_ERROR(ShareScores(backend, sharing_, cohort));
-    std::vector<TopKArgs> args;
+    ScratchVector<TopKArgs> args;
     for (const SelectInput& input : cohort) {
       args.push_back({.scores = input.scores,
                       .candidates = input.candidates,
