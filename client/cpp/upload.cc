@@ -7,6 +7,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "client/cpp/chunk_writer.h"
 #include "client/cpp/status_details.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
@@ -18,7 +19,7 @@
 namespace kvern::client {
 namespace {
 
-constexpr size_t kChunkBytes = size_t{1} << 20;
+constexpr size_t kChunkBytes = ChunkWriter::kMaxBytes;
 
 const char* Chars(std::span<const std::byte> bytes) {
   return reinterpret_cast<const char*>(bytes.data());
@@ -33,26 +34,22 @@ bool ForEachPiece(std::span<const std::byte> bytes, Send&& send) {
   return true;
 }
 
-// Put and Append differ in their messages only.
-template <class Request>
-bool WriteCache(grpc::ClientWriter<Request>* writer, const DenseCache& cache,
-                const Progress& progress) {
+absl::Status Write(ChunkWriter* writer, const google::protobuf::MessageLite& header,
+                   const DenseCache& cache, const Progress& progress) {
   const int64_t total = std::ssize(cache.k) + std::ssize(cache.v);
   int64_t done = 0;
   const auto write_part = [&](v1::Chunk::Part part, std::span<const std::byte> plane) {
     return ForEachPiece(plane, [&](std::span<const std::byte> piece, size_t offset) {
-      Request request;
-      v1::Chunk* chunk = request.mutable_chunk();
-      chunk->set_part(part);
-      chunk->set_offset(static_cast<int64_t>(offset));
-      chunk->set_data(Chars(piece), piece.size());
-      if (!writer->Write(request)) return false;
+      if (!writer->WriteChunk(part, static_cast<int64_t>(offset), piece)) return false;
       done += std::ssize(piece);
       if (progress) progress(done, total);
       return true;
     });
   };
-  return write_part(v1::Chunk::PART_K, cache.k) && write_part(v1::Chunk::PART_V, cache.v);
+  if (writer->WriteHeader(header) && write_part(v1::Chunk::PART_K, cache.k)) {
+    write_part(v1::Chunk::PART_V, cache.v);
+  }
+  return writer->Finish();
 }
 
 absl::Status TakeChunk(const v1::Chunk& chunk, FetchedSequence* fetched) {
@@ -86,16 +83,11 @@ absl::Status CheckFetched(const FetchedSequence& fetched) {
 absl::StatusOr<v1::StoredSequence> PutSequence(const Client& client,
                                                const v1::StoredSequence& header,
                                                const DenseCache& cache, const Progress& progress) {
-  const auto stub = v1::StoreService::NewStub(client.Channel());
-  grpc::ClientContext context;
-  client.Prepare(&context);
   v1::PutSequenceResponse response;
-  const auto writer = stub->PutSequence(&context, &response);
-  v1::PutSequenceRequest first;
-  *first.mutable_header() = header;
-  first.mutable_header()->set_num_tokens(cache.tokens);
-  if (writer->Write(first) && WriteCache(writer.get(), cache, progress)) writer->WritesDone();
-  KVERN_RETURN_IF_ERROR(FromGrpc(writer->Finish()));
+  ChunkWriter writer(client, ChunkWriter::Call::kPut, &response);
+  v1::StoredSequence first = header;
+  first.set_num_tokens(cache.tokens);
+  KVERN_RETURN_IF_ERROR(Write(&writer, first, cache, progress));
   return std::move(*response.mutable_sequence());
 }
 
@@ -103,16 +95,11 @@ absl::StatusOr<v1::StoredSequence> AppendSequence(const Client& client,
                                                   const v1::AppendHeader& header,
                                                   const DenseCache& tokens,
                                                   const Progress& progress) {
-  const auto stub = v1::StoreService::NewStub(client.Channel());
-  grpc::ClientContext context;
-  client.Prepare(&context);
   v1::AppendSequenceResponse response;
-  const auto writer = stub->AppendSequence(&context, &response);
-  v1::AppendSequenceRequest first;
-  *first.mutable_header() = header;
-  first.mutable_header()->set_num_tokens(tokens.tokens);
-  if (writer->Write(first) && WriteCache(writer.get(), tokens, progress)) writer->WritesDone();
-  KVERN_RETURN_IF_ERROR(FromGrpc(writer->Finish()));
+  ChunkWriter writer(client, ChunkWriter::Call::kAppend, &response);
+  v1::AppendHeader first = header;
+  first.set_num_tokens(tokens.tokens);
+  KVERN_RETURN_IF_ERROR(Write(&writer, first, tokens, progress));
   return std::move(*response.mutable_sequence());
 }
 

@@ -99,6 +99,8 @@ absl::StatusOr<std::unique_ptr<StoreMemory>> MapHostStore(int64_t capacity_bytes
         absl::StrCat("store: ", bytes, " bytes could not be mapped"));
   }
   (void)madvise(data, static_cast<size_t>(bytes), MADV_DONTDUMP);
+  // A fault per 2 MiB instead of one per 4 KiB of what is uploaded, where the kernel grants it.
+  (void)madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
   return std::unique_ptr<StoreMemory>(
       std::make_unique<HostStore>(static_cast<std::byte*>(data), bytes));
 }

@@ -13,26 +13,27 @@ namespace kvern::rpc {
 DenseUpload::DenseUpload(DenseBytes keys, DenseBytes values)
     : keys_{std::move(keys)}, values_{std::move(values)} {}
 
-absl::Status DenseUpload::Add(const v1::Chunk& chunk) {
+absl::Status DenseUpload::Add(const ChunkBytes& chunk) {
   const FieldPath path("chunk");
-  if (chunk.part() != v1::Chunk::PART_K && chunk.part() != v1::Chunk::PART_V) {
-    return BadField(path.Child("part"), absl::StrCat("got ", static_cast<int>(chunk.part()),
-                                                     ", want PART_K or PART_V"));
+  if (chunk.part != v1::Chunk::PART_K && chunk.part != v1::Chunk::PART_V) {
+    return BadField(path.Child("part"),
+                    absl::StrCat("got ", static_cast<int>(chunk.part), ", want PART_K or PART_V"));
   }
-  Part& part = chunk.part() == v1::Chunk::PART_K ? keys_ : values_;
-  if (chunk.offset() != part.received_bytes) {
+  Part& part = chunk.part == v1::Chunk::PART_K ? keys_ : values_;
+  if (chunk.offset != part.received_bytes) {
     return BadField(path.Child("offset"),
-                    absl::StrCat("got ", chunk.offset(), ", want ", part.received_bytes,
+                    absl::StrCat("got ", chunk.offset, ", want ", part.received_bytes,
                                  ", right behind the last chunk"));
   }
-  const int64_t bytes = static_cast<int64_t>(chunk.data().size());
+  const int64_t bytes = chunk.Size();
   const FieldPath data = path.Child("data");
   KVERN_RETURN_IF_ERROR(CheckCount(data, bytes, kMaxChunkBytes, "bytes"));
   KVERN_RETURN_IF_ERROR(CheckCount(data, bytes, part.target.Size() - part.received_bytes,
                                    "bytes beyond those that came"));
-  KVERN_RETURN_IF_ERROR(
-      part.target.Write(part.received_bytes, std::as_bytes(std::span(chunk.data()))));
-  part.received_bytes += bytes;
+  for (const std::span<const std::byte> piece : chunk.pieces) {
+    KVERN_RETURN_IF_ERROR(part.target.Write(part.received_bytes, piece));
+    part.received_bytes += std::ssize(piece);
+  }
   return absl::OkStatus();
 }
 

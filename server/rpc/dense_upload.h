@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
-#include "kvern/v1/store.pb.h"
 #include "server/rpc/dense_bytes.h"
+#include "server/rpc/upload_message.h"
 
 namespace kvern::rpc {
 
@@ -17,7 +17,7 @@ class DenseUpload {
   DenseUpload(DenseBytes keys, DenseBytes values);
   // Errors: InvalidArgument for an unknown part, a gap, too large a chunk or more bytes than the
   // header announced; of the memory written to.
-  absl::Status Add(const v1::Chunk& chunk);
+  absl::Status Add(const ChunkBytes& chunk);
   // Errors: InvalidArgument when bytes are missing.
   absl::Status CheckComplete() const;
 

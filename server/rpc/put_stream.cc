@@ -1,6 +1,8 @@
 // A stored sequence is immutable, so an append builds its longer successor and swaps it in.
 #include "server/rpc/put_stream.h"
 
+#include <grpcpp/impl/codegen/proto_utils.h>
+
 #include <utility>
 #include <vector>
 
@@ -32,22 +34,34 @@ absl::Status HadHeader() {
   return BadField(FieldPath("header"), "got a second one, want chunks after the first");
 }
 
+template <class Response>
+absl::Status Answer(const memory::StoredSequence& sequence, grpc::ByteBuffer* wire) {
+  Response response;
+  ToProto(sequence, StoredState{}, response.mutable_sequence());
+  bool owned = false;
+  const grpc::Status made = grpc::SerializationTraits<Response>::Serialize(response, wire, &owned);
+  KVERN_CHECK(made.ok());
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 PutStream::PutStream(const ServiceDeps& deps, const grpc::CallbackServerContext* context,
-                     v1::PutSequenceResponse* response)
+                     grpc::ByteBuffer* response)
     : ReadStream(deps.Scope(engine::Rpc::kPutSequence, *context), context),
       deps_(deps),
       response_(response) {}
 
-absl::StatusOr<PutStream::Next> PutStream::OnMessage(v1::PutSequenceRequest* message) {
-  if (message->has_header()) {
+absl::StatusOr<PutStream::Next> PutStream::OnMessage(grpc::ByteBuffer* message) {
+  v1::StoredSequence header;
+  KVERN_ASSIGN_OR_RETURN(const UploadMessage upload, ReadUpload(message, &header));
+  if (upload.kind == UploadMessage::Kind::kHeader) {
     if (upload_.has_value()) return HadHeader();
-    KVERN_RETURN_IF_ERROR(OnHeader(message->header()));
+    KVERN_RETURN_IF_ERROR(OnHeader(header));
     return Next::kRead;
   }
   if (!upload_.has_value()) return WantsHeader();
-  KVERN_RETURN_IF_ERROR(upload_->Add(message->chunk()));
+  KVERN_RETURN_IF_ERROR(upload_->Add(upload.chunk));
   return Next::kRead;
 }
 
@@ -70,24 +84,25 @@ absl::Status PutStream::Publish() {
   KVERN_RETURN_IF_ERROR(upload_->CheckComplete());
   KVERN_RETURN_IF_ERROR(deps_.engine->Store().Publish(sequence_, memory::Store::Commit::kNew,
                                                       /*replace_epoch=*/0));
-  ToProto(*sequence_, StoredState{}, response_->mutable_sequence());
-  return absl::OkStatus();
+  return Answer<v1::PutSequenceResponse>(*sequence_, response_);
 }
 
 AppendStream::AppendStream(const ServiceDeps& deps, const grpc::CallbackServerContext* context,
-                           v1::AppendSequenceResponse* response)
+                           grpc::ByteBuffer* response)
     : ReadStream(deps.Scope(engine::Rpc::kAppendSequence, *context), context),
       deps_(deps),
       response_(response) {}
 
-absl::StatusOr<AppendStream::Next> AppendStream::OnMessage(v1::AppendSequenceRequest* message) {
-  if (message->has_header()) {
+absl::StatusOr<AppendStream::Next> AppendStream::OnMessage(grpc::ByteBuffer* message) {
+  v1::AppendHeader header;
+  KVERN_ASSIGN_OR_RETURN(const UploadMessage upload, ReadUpload(message, &header));
+  if (upload.kind == UploadMessage::Kind::kHeader) {
     if (upload_.has_value()) return HadHeader();
-    KVERN_RETURN_IF_ERROR(OnHeader(message->header()));
+    KVERN_RETURN_IF_ERROR(OnHeader(header));
     return Next::kRead;
   }
   if (!upload_.has_value()) return WantsHeader();
-  KVERN_RETURN_IF_ERROR(upload_->Add(message->chunk()));
+  KVERN_RETURN_IF_ERROR(upload_->Add(upload.chunk));
   return Next::kRead;
 }
 
@@ -121,8 +136,7 @@ absl::Status AppendStream::CopyAndPublish() {
   }
   KVERN_RETURN_IF_ERROR(deps_.engine->Store().Publish(sequence_, memory::Store::Commit::kReplace,
                                                       before_->Info().epoch));
-  ToProto(*sequence_, StoredState{}, response_->mutable_sequence());
-  return absl::OkStatus();
+  return Answer<v1::AppendSequenceResponse>(*sequence_, response_);
 }
 
 }  // namespace kvern::rpc

@@ -1,5 +1,5 @@
-// PutSequence and AppendSequence: chunks written straight into store blocks, published when
-// complete.
+// PutSequence and AppendSequence: chunks written straight from gRPC's buffers into store blocks,
+// published when complete.
 #ifndef KVERN_SERVER_RPC_PUT_STREAM_H_
 #define KVERN_SERVER_RPC_PUT_STREAM_H_
 
@@ -15,36 +15,36 @@ namespace kvern::rpc {
 
 // Until it is published the sequence belongs to the stream: when that ends early its blocks go back
 // to the store, which zeroes them.
-class PutStream final : public ReadStream<v1::PutSequenceRequest> {
+class PutStream final : public ReadStream<grpc::ByteBuffer> {
  public:
   PutStream(const ServiceDeps& deps, const grpc::CallbackServerContext* context,
-            v1::PutSequenceResponse* response);
+            grpc::ByteBuffer* response);
 
  private:
-  absl::StatusOr<Next> OnMessage(v1::PutSequenceRequest* message) override;
+  absl::StatusOr<Next> OnMessage(grpc::ByteBuffer* message) override;
   void OnComplete() override;
   absl::Status OnHeader(const v1::StoredSequence& header);
   absl::Status Publish();
 
   const ServiceDeps deps_;
-  v1::PutSequenceResponse* const response_;
+  grpc::ByteBuffer* const response_;
   std::shared_ptr<memory::StoredSequence> sequence_;
   std::optional<DenseUpload> upload_;
 };
 
-class AppendStream final : public ReadStream<v1::AppendSequenceRequest> {
+class AppendStream final : public ReadStream<grpc::ByteBuffer> {
  public:
   AppendStream(const ServiceDeps& deps, const grpc::CallbackServerContext* context,
-               v1::AppendSequenceResponse* response);
+               grpc::ByteBuffer* response);
 
  private:
-  absl::StatusOr<Next> OnMessage(v1::AppendSequenceRequest* message) override;
+  absl::StatusOr<Next> OnMessage(grpc::ByteBuffer* message) override;
   void OnComplete() override;
   absl::Status OnHeader(const v1::AppendHeader& header);
   absl::Status CopyAndPublish();
 
   const ServiceDeps deps_;
-  v1::AppendSequenceResponse* const response_;
+  grpc::ByteBuffer* const response_;
   std::shared_ptr<memory::StoredSequence> before_;
   std::shared_ptr<memory::StoredSequence> sequence_;
   std::optional<DenseUpload> upload_;

@@ -12,15 +12,15 @@
 
 namespace kvern::rpc {
 
-grpc::ServerReadReactor<v1::PutSequenceRequest>* StoreService::PutSequence(
-    grpc::CallbackServerContext* context, v1::PutSequenceResponse* response) {
+grpc::ServerReadReactor<grpc::ByteBuffer>* StoreService::PutSequence(
+    grpc::CallbackServerContext* context, grpc::ByteBuffer* response) {
   const auto stream = std::make_shared<PutStream>(deps_, context, response);
   stream->Begin(absl::Seconds(deps_.GetLimits().idle_stream_seconds));
   return stream.get();  // owns itself until OnDone
 }
 
-grpc::ServerReadReactor<v1::AppendSequenceRequest>* StoreService::AppendSequence(
-    grpc::CallbackServerContext* context, v1::AppendSequenceResponse* response) {
+grpc::ServerReadReactor<grpc::ByteBuffer>* StoreService::AppendSequence(
+    grpc::CallbackServerContext* context, grpc::ByteBuffer* response) {
   const auto stream = std::make_shared<AppendStream>(deps_, context, response);
   stream->Begin(absl::Seconds(deps_.GetLimits().idle_stream_seconds));
   return stream.get();

@@ -7,14 +7,18 @@
 
 namespace kvern::rpc {
 
-class StoreService final : public v1::StoreService::CallbackService {
+// Uploads come as the bytes they are on the wire, so that theirs are copied once.
+using StoreCallbacks = v1::StoreService::WithRawCallbackMethod_PutSequence<
+    v1::StoreService::WithRawCallbackMethod_AppendSequence<v1::StoreService::CallbackService>>;
+
+class StoreService final : public StoreCallbacks {
  public:
   explicit StoreService(const ServiceDeps& deps) : deps_(deps) {}
 
-  grpc::ServerReadReactor<v1::PutSequenceRequest>* PutSequence(
-      grpc::CallbackServerContext* context, v1::PutSequenceResponse* response) override;
-  grpc::ServerReadReactor<v1::AppendSequenceRequest>* AppendSequence(
-      grpc::CallbackServerContext* context, v1::AppendSequenceResponse* response) override;
+  grpc::ServerReadReactor<grpc::ByteBuffer>* PutSequence(grpc::CallbackServerContext* context,
+                                                         grpc::ByteBuffer* response) override;
+  grpc::ServerReadReactor<grpc::ByteBuffer>* AppendSequence(grpc::CallbackServerContext* context,
+                                                            grpc::ByteBuffer* response) override;
   grpc::ServerWriteReactor<v1::FetchSequenceResponse>* FetchSequence(
       grpc::CallbackServerContext* context, const v1::FetchSequenceRequest* request) override;
   grpc::ServerUnaryReactor* GetSequence(grpc::CallbackServerContext* context,

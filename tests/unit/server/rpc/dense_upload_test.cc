@@ -1,6 +1,7 @@
 // Chunks into paged memory: any cut of the bytes gives the same result, and no gap passes.
 #include "server/rpc/dense_upload.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <random>
@@ -66,12 +67,23 @@ std::string RandomBytes(int64_t count, uint32_t seed) {
   return bytes;
 }
 
-v1::Chunk MakeChunk(v1::Chunk::Part part, int64_t offset, const std::string& data) {
-  v1::Chunk chunk;
-  chunk.set_part(part);
-  chunk.set_offset(offset);
-  chunk.set_data(data);
-  return chunk;
+struct Chunk {
+  v1::Chunk::Part part = v1::Chunk::PART_UNSPECIFIED;
+  int64_t offset = 0;
+  std::string data;
+};
+
+// In pieces of at most 50 bytes, as they come out of buffers.
+absl::Status Add(DenseUpload& upload, const Chunk& chunk) {
+  ChunkBytes bytes;
+  bytes.part = chunk.part;
+  bytes.offset = chunk.offset;
+  std::span<const std::byte> rest = std::as_bytes(std::span(chunk.data));
+  while (!rest.empty()) {
+    bytes.pieces.push_back(rest.first(std::min<size_t>(50, rest.size())));
+    rest = rest.subspan(bytes.pieces.back().size());
+  }
+  return upload.Add(bytes);
 }
 
 std::string ReadAll(const DenseBytes& dense) {
@@ -92,7 +104,7 @@ TEST(DenseUpload, PutsChunksOfAnySizeInTheirPlaces) {
       int64_t& sent = keys ? k_sent : v_sent;
       const std::string data = (keys ? k : v).substr(sent, 1 + random() % 97);
       const auto part = keys ? v1::Chunk::PART_K : v1::Chunk::PART_V;
-      ASSERT_TRUE(upload.Add(MakeChunk(part, sent, data)).ok());
+      ASSERT_TRUE(Add(upload, Chunk{part, sent, data}).ok());
       sent += static_cast<int64_t>(data.size());
     }
     ASSERT_TRUE(upload.CheckComplete().ok());
@@ -104,16 +116,15 @@ TEST(DenseUpload, PutsChunksOfAnySizeInTheirPlaces) {
 TEST(DenseUpload, RefusesGapsOverrunsAndUnknownParts) {
   Pages k_pages, v_pages;
   DenseUpload upload(DenseBytes(k_pages.Views(), kHost), DenseBytes(v_pages.Views(), kHost));
-  ASSERT_TRUE(upload.Add(MakeChunk(v1::Chunk::PART_K, 0, std::string(10, 'a'))).ok());
-  ExpectBadField(upload.Add(MakeChunk(v1::Chunk::PART_K, 11, "a")), "chunk.offset",
-                 "got 11, want 10");
-  ExpectBadField(upload.Add(MakeChunk(v1::Chunk::PART_K, -1, "a")), "chunk.offset", "got -1");
-  ExpectBadField(upload.Add(MakeChunk(v1::Chunk::PART_K, 10, std::string(kBytes - 9, 'a'))),
+  ASSERT_TRUE(Add(upload, Chunk{v1::Chunk::PART_K, 0, std::string(10, 'a')}).ok());
+  ExpectBadField(Add(upload, Chunk{v1::Chunk::PART_K, 11, "a"}), "chunk.offset", "got 11, want 10");
+  ExpectBadField(Add(upload, Chunk{v1::Chunk::PART_K, -1, "a"}), "chunk.offset", "got -1");
+  ExpectBadField(Add(upload, Chunk{v1::Chunk::PART_K, 10, std::string(kBytes - 9, 'a')}),
                  "chunk.data", "want at most");
-  ExpectBadField(upload.Add(MakeChunk(v1::Chunk::PART_PACKED, 0, "a")), "chunk.part",
+  ExpectBadField(Add(upload, Chunk{v1::Chunk::PART_PACKED, 0, "a"}), "chunk.part",
                  "want PART_K or PART_V");
-  ExpectBadField(upload.Add(v1::Chunk()), "chunk.part", "got 0");
-  ExpectBadField(upload.Add(MakeChunk(v1::Chunk::PART_V, 0, std::string(kMaxChunkBytes + 1, 'a'))),
+  ExpectBadField(Add(upload, Chunk()), "chunk.part", "got 0");
+  ExpectBadField(Add(upload, Chunk{v1::Chunk::PART_V, 0, std::string(kMaxChunkBytes + 1, 'a')}),
                  "chunk.data", "want at most 4194304");
   ExpectBadField(upload.CheckComplete(), "chunk", "got 10 bytes of PART_K, want 672");
 }
