@@ -142,7 +142,9 @@ class Client:
         kind: str = "numpy",
     ) -> tuple[Any, Any]:
         model = self._model if model is None else model
-        return await self._run(buffers.new_cache(self._session, shape, dtype, model, kind))
+        return await self._run(
+            self._session.anew(lambda: buffers.new_cache(self._session, shape, dtype, model, kind))
+        )
 
     async def info(self) -> ServerInfo:
         return await self._run(server.info())
@@ -185,7 +187,9 @@ class Client:
             model=self._model if model is None else model,
             inputs=inputs or Inputs(),
         )
-        return await self._run(store.put_sequence(self._session, name, job), timeout)
+        return await self._run(
+            self._session.anew(lambda: store.put_sequence(self._session, name, job)), timeout
+        )
 
     async def append_sequence(
         self,
@@ -218,7 +222,9 @@ class Client:
         self, memory: SealedMemory, spec: PoolSpec, *, model: ModelLike | None = None
     ) -> Pool:
         chosen = self._need_model(model)
-        return await self._run(pool.register(self._session, memory, spec, chosen))
+        return await self._run(
+            self._session.anew(lambda: pool.register(self._session, memory, spec, chosen))
+        )
 
     async def unregister_pool(self, registered: Pool) -> None:
         await self._run(pool.unregister(registered))
@@ -247,7 +253,9 @@ class Client:
             validate_only=validate_only,
             request_id=request_id,
         )
-        return await self._run(sequences.compress(self._session, cohort), timeout)
+        return await self._run(
+            self._session.anew(lambda: sequences.compress(self._session, cohort)), timeout
+        )
 
     async def release_sequences(self, ids: Sequence[str]) -> int:
         return await self._run(sequences.release(ids))

@@ -49,8 +49,13 @@ class BrokerConnection:
         """The 16-byte id that RegisterPool names. The descriptor stays the caller's. Errors: the
         broker's code; UNAVAILABLE when the connection broke."""
         try:
-            socket.send_fds(self._socket, [_MAGIC], [fd])
-            answer = self._socket.recv(_REPLY.size)
+            # A broker that does not let this user in says so unasked, and closes: read it anyway.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                socket.send_fds(self._socket, [_MAGIC], [fd])
+            try:
+                answer = self._socket.recv(_REPLY.size)
+            except ConnectionResetError:  # told once, before the answer that came ahead of it
+                answer = self._socket.recv(_REPLY.size)
         except OSError as error:
             raise _gone(f"handle broker: {error}") from error
         if len(answer) != _REPLY.size or not answer.startswith(_MAGIC):

@@ -162,7 +162,9 @@ class Client:
         long as the arrays do; while an earlier result of the same cache is in use, compress copies.
         """
         model = self._model if model is None else model
-        return self._run(buffers.new_cache(self._session, shape, dtype, model, kind))
+        return self._run(
+            self._session.anew(lambda: buffers.new_cache(self._session, shape, dtype, model, kind))
+        )
 
     def info(self) -> ServerInfo:
         """Version, backend, limits."""
@@ -215,7 +217,9 @@ class Client:
             model=self._model if model is None else model,
             inputs=inputs or Inputs(),
         )
-        return self._run(store.put_sequence(self._session, name, job), timeout)
+        return self._run(
+            self._session.anew(lambda: store.put_sequence(self._session, name, job)), timeout
+        )
 
     def append_sequence(
         self,
@@ -256,7 +260,9 @@ class Client:
     ) -> Pool:
         """Shares an engine's paged memory; close the pool, or use it as a context manager."""
         chosen = self._need_model(model)
-        return self._run(pool.register(self._session, memory, spec, chosen))
+        return self._run(
+            self._session.anew(lambda: pool.register(self._session, memory, spec, chosen))
+        )
 
     def unregister_pool(self, registered: Pool) -> None:
         """Ends a pool before it returns; running calls finish."""
@@ -293,7 +299,9 @@ class Client:
             validate_only=validate_only,
             request_id=request_id,
         )
-        return self._run(sequences.compress(self._session, cohort), timeout)
+        return self._run(
+            self._session.anew(lambda: sequences.compress(self._session, cohort)), timeout
+        )
 
     def release_sequences(self, ids: Sequence[str]) -> int:
         """The server forgets paged sequences, and may evict stored ones; how many it knew."""

@@ -10,7 +10,6 @@ from kvern import request as requests
 from kvern import results, transports
 from kvern.arrays import Array
 from kvern.errors import KvernError
-from kvern.models import Model
 from kvern.request import Job
 from kvern.rpc import Operation
 from kvern.session import Session
@@ -25,7 +24,7 @@ _WAYS = {
 
 
 def compress(session: Session, job: Job[Array]) -> Operation[results.CompressResult[Array]]:
-    carried, via = yield from _carry(session, job)
+    carried, via = yield from session.anew(lambda: _carry(session, job))
     kv, shared = None, carried.shared
     if carried.packed is None:
         raw = [carried.k, carried.v]
@@ -40,27 +39,13 @@ def compress(session: Session, job: Job[Array]) -> Operation[results.CompressRes
 
 
 def plan(session: Session, job: Job[Any]) -> Operation[results.Plan]:
-    carried, _ = yield from _carry(session, job)
+    carried, _ = yield from session.anew(lambda: _carry(session, job))
     return results.Plan(**_plan_facts(job, carried.result))
 
 
 def _carry(session: Session, job: Job[Any]) -> Operation[tuple[Carried, str]]:
-    """Once more when the server was started anew since it was asked about itself and the model."""
     info = yield from session.info()
     model = yield from session.model(job.model_or_shape())
-    try:
-        return (yield from _carry_once(session, job, info, model))
-    except KvernError as error:
-        if not session.is_stale(error):
-            raise
-    info = yield from session.info()
-    model = yield from session.model(job.model_or_shape())
-    return (yield from _carry_once(session, job, info, model))
-
-
-def _carry_once(
-    session: Session, job: Job[Any], info: server_pb2.GetServerInfoResponse, model: Model
-) -> Operation[tuple[Carried, str]]:
     request = requests.to_proto(job, model.name)
     via = job.via
     if via == "auto":

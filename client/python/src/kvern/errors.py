@@ -36,6 +36,7 @@ _NEXT_BY_CODE = {
     "INVALID_ARGUMENT": "mend what the message names",
     "FAILED_PRECONDITION": "give what the message names, or choose a policy that does not need it",
     "NOT_FOUND": "check the name",
+    "PERMISSION_DENIED": "run as the server's user, or use via='inline' or via='store'",
     "ALREADY_EXISTS": "choose another name, or delete the old one first",
     "DEADLINE_EXCEEDED": "raise timeout=, or try when the server is less busy; nothing has changed",
     "CANCELLED": "ask again; nothing has changed",

@@ -22,7 +22,16 @@ VIAS = ("auto", "pool", "inline", "store")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a call may say of a cache besides k and v (`Client.compress` explains each)."""
+    """What else is known of a cache; every tensor numpy or torch.
+
+    positions: rotary positions of the tokens, ints [tokens] or [layers, kv_heads, tokens], where -1
+    ends a row that holds fewer; by default 0, 1, 2, ... logical_tokens: tokens that the request has
+    processed; 0: one past the last position. layer_indices: which of the model's layers k has,
+    ascending; empty: all. q_window: the last queries, after RoPE,
+    [layers, q_heads, window, head_dim]. attention_mass: f32 [layers, kv_heads, tokens], attention
+    that each token received, summed over the queries and the group's heads. external_scores: f32
+    [layers, kv_heads, tokens], higher = keep. protected: ranges (begin, end) of tokens that stay.
+    """
 
     positions: Any = None
     logical_tokens: int = 0

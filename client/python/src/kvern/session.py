@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from kvern import registry, rpc
 from kvern.errors import KvernError
@@ -23,9 +24,8 @@ ENGINES = {
     "transformers": pool_pb2.ENGINE_TRANSFORMERS,
     "other": pool_pb2.ENGINE_OTHER,
 }
+T = TypeVar("T")
 ModelLike = str | Model | ModelSpec
-# What a server that was started anew does not know any more.
-_STALE = ("POOL_EXPIRED", "ATTACHMENT_UNKNOWN", "MODEL_UNKNOWN")
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,21 @@ class Session:
                 self._models[model] = yield from registry.register(model, "", ())
         return self._models[model]
 
-    def is_stale(self, error: KvernError) -> bool:
-        """Whether the server may have been started anew; then all that it told is forgotten."""
-        if error.reason not in _STALE:
-            return False
-        self._info = None
-        self._models = {}
-        self.slabs.clear()
-        return True
+    def anew(self, begin: Callable[[], Operation[T]]) -> Operation[T]:
+        """Runs an operation, and again when the server was started anew since it was last asked:
+        then it knows neither the models nor the pools that this client registered."""
+        for _ in range(2):
+            try:
+                return (yield from begin())
+            except KvernError as error:
+                if error.reason == "MODEL_UNKNOWN":
+                    self._models = {}
+                elif error.reason in ("POOL_EXPIRED", "ATTACHMENT_UNKNOWN"):
+                    self.slabs.clear()
+                else:
+                    raise
+                self._info = None
+        return (yield from begin())
 
     def forget_sequences(
         self, ids: Sequence[str], *, at_least: int, again: bool = False
