@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -142,6 +143,33 @@ def test_threads_share_a_client(client: kvern.Client) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_threads_share_a_store(client: kvern.Client, server: Server) -> None:
+    wrong = []
+
+    def work(seed: int) -> None:
+        k, v = random_cache(4, 2, 200, 64, seed=seed)
+        want = client.compress(k, v, "small", model=ROPED, via="store").k.tobytes()
+        for _ in range(15):
+            if client.compress(k, v, "small", model=ROPED).k.tobytes() != want:
+                wrong.append(seed)
+
+    def disturb() -> None:
+        k, v = random_cache(4, 2, 3000, 64)
+        with kvern.Client(server.address, model=ROPED) as other:
+            for _ in range(20):
+                with contextlib.suppress(kvern.KvernError):
+                    other.compress(k, v, "small", timeout=0.002)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
+    threads.append(threading.Thread(target=disturb))
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert client.list_sequences() == ()
 
 
 def test_a_signal_in_a_call_leaves_nothing_pending(server: Server) -> None:

@@ -25,6 +25,8 @@ ENGINES = {
     "other": pool_pb2.ENGINE_OTHER,
 }
 T = TypeVar("T")
+# Names of results that could not be deleted; a server that is gone needs none of them.
+_MAX_DOUBTFUL = 256
 ModelLike = str | Model | ModelSpec
 
 
@@ -112,25 +114,27 @@ class Session:
             self._forgotten = [name for name in self._forgotten if name not in told]
 
     def doubt(self, name: str) -> None:
-        """A call that has ended may have left this in the store."""
+        """A call that was cut short may have left this in the store, or be about to; its name is
+        not used again. It is deleted when the next call ends, or the client closes."""
         with self._lock:
-            self._doubtful.append(name)
+            self._doubtful = [*self._doubtful[1 - _MAX_DOUBTFUL :], name]
 
-    def delete_doubtful(self, *, again: str = "") -> Operation[None]:
-        """Takes them out of the store. Failing must not hide why the caller does.
+    def delete_stored(self, name: str = "") -> Operation[bool]:
+        """Takes a call's result, and those in doubt, out of the store; answers whether that worked.
 
-        again: of a call that was cut short, which the server may be about to store: it stays in
-        doubt until the next call ends, or the client closes.
+        Failing must not hide why the caller does.
         """
         with self._lock:
-            names = list(self._doubtful)
-        with contextlib.suppress(KvernError):
-            for name in names:
-                request = store_pb2.DeleteSequenceRequest(name=name)
+            names = [*self._doubtful, *([name] if name else [])]
+        try:
+            for stored in names:
+                request = store_pb2.DeleteSequenceRequest(name=stored)
                 yield from rpc.clean_up(rpc.DELETE_SEQUENCE, request)
+        except KvernError:
+            return False
         with self._lock:
-            settled = set(names) - {again}
-            self._doubtful = [name for name in self._doubtful if name not in settled]
+            self._doubtful = [other for other in self._doubtful if other not in names]
+        return True
 
     def delete_model(self, name: str) -> Operation[None]:
         """This client's own idle pools do not stand in the way."""
@@ -142,7 +146,7 @@ class Session:
     def close(self) -> Operation[None]:
         """Ends the pools and forgets their sequences."""
         yield from self._end_pools(self.slabs.clear())
-        yield from self.delete_doubtful()
+        yield from self.delete_stored()
 
     def _end_pools(self, slabs: Sequence[Slab]) -> Operation[None]:
         for slab in slabs:

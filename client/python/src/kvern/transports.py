@@ -116,8 +116,12 @@ def through_store(session: Session, job: Job[Any], request: _Request) -> Operati
         quiet = error.code in _ANSWERED
         raise
     finally:
-        session.doubt(name)
-        yield from session.delete_doubtful(again="" if quiet else name)
+        deleted = False
+        try:
+            deleted = yield from session.delete_stored(name)
+        finally:
+            if not (quiet and deleted):
+                session.doubt(name)
 
 
 def through_pool(session: Session, job: Job[Any], request: _Request) -> Operation[Carried]:
@@ -146,14 +150,17 @@ def through_pool(session: Session, job: Job[Any], request: _Request) -> Operatio
         quiet = error.code in _ANSWERED
         raise
     finally:
-        name = store.full_name(slab.sequence_id)
-        if request.policy.placement == types_pb2.PLACEMENT_TO_STORE and not job.plan:
-            session.doubt(name)
+        to_store = request.policy.placement == types_pb2.PLACEMENT_TO_STORE and not job.plan
+        name = store.full_name(slab.sequence_id) if to_store else ""
+        deleted = False
         try:
             if not quiet and request.sequences[0].HasField("paged"):
                 yield from _await_worker(request.model, key)
-            yield from session.delete_doubtful(again="" if quiet else name)
+            deleted = yield from session.delete_stored(name)
         finally:
+            quiet = quiet and (deleted or not name)
+            if name and not quiet:
+                session.doubt(name)
             yield from end_slab(session, slab, quiet)
 
 
