@@ -41,6 +41,9 @@ class BrokerConnection:
                 connection.close()
                 failure = error
                 continue
+            except BaseException:
+                connection.close()
+                raise
             self._socket = connection
             return
         raise _gone(f"no handle broker answers at '{paths[-1]}': {failure}")
