@@ -8,8 +8,18 @@ model.generate(ids, past_key_values=compaction.cache)
 Needs torch and transformers, which the rest of kvern does not.
 """
 
+from kvern.transformers.budget_cache import Budget, KvernCache, Step
 from kvern.transformers.compaction import Compaction, compress
 from kvern.transformers.logical_layer import LogicalLayer
 from kvern.transformers.model_spec import ROPE_LAYOUTS, model_spec
 
-__all__ = ["ROPE_LAYOUTS", "Compaction", "LogicalLayer", "compress", "model_spec"]
+__all__ = [
+    "ROPE_LAYOUTS",
+    "Budget",
+    "Compaction",
+    "KvernCache",
+    "LogicalLayer",
+    "Step",
+    "compress",
+    "model_spec",
+]

@@ -67,7 +67,7 @@ def compress(
     result: CompressResult[torch.Tensor] = client.compress(
         keys,
         values,
-        _policy(policy, positions),
+        placed(policy, positions),
         model=spec,
         inputs=_inputs(cache, inputs or Inputs()),
     )
@@ -133,7 +133,7 @@ def check_counts(result: CompressResult[torch.Tensor]) -> None:
         )
 
 
-def _policy(policy: Policy | str | None, positions: str) -> Policy:
+def placed(policy: Policy | str | None, positions: str) -> Policy:
     given = Policy("evict50") if policy is None else policy
     given = Policy(given) if isinstance(given, str) else given
     wire = _WIRE_POSITIONS[positions]
@@ -167,7 +167,7 @@ def _cache(
     layer_class = LogicalLayer if positions == KEEP_LOGICAL else DynamicLayer
     made = DynamicCache()
     made.layer_class_to_replicate = None
-    made.layers = [layer_class() for _ in cache.layers]  # type: ignore[no-untyped-call]
+    made.layers = [layer_class() for _ in cache.layers]
     for index, (source, layer) in enumerate(zip(cache.layers, made.layers, strict=True)):
         fill(source, layer, result, index)
     return made

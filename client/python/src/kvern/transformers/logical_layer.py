@@ -21,7 +21,7 @@ class LogicalLayer(DynamicLayer):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.dropped = 0
         self.kept_tokens = 0
         self.kept_positions: torch.Tensor | None = None

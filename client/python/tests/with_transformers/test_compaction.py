@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import tiny  # noqa: E402
-from transformers import DynamicCache, StaticCache  # noqa: E402
+import tiny
+import torch
+from transformers import DynamicCache, StaticCache
 
-import kvern  # noqa: E402
-import kvern.transformers as kt  # noqa: E402
+import kvern
+import kvern.transformers as kt
 
 HALF = kvern.Policy(keep_ratio=0.5, scorer="keydiff")
 # The same tokens in every head, so that an attention mask over the full cache says the same.

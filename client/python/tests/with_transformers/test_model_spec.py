@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import tiny  # noqa: E402
+import tiny
 
-import kvern  # noqa: E402
-import kvern.transformers as kt  # noqa: E402
+import kvern
+import kvern.transformers as kt
 
 WINDOW = kvern.Policy(budget_tokens=40, selector="sink_recent", scorer="key_norm", sink=4)
 _SCALINGS: dict[str, dict[str, Any]] = {
