@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 torch.set_num_threads(1)
 
 _SHAPE = {
-    "vocab_size": 97,
+    "vocab_size": 1024,
     "hidden_size": 96,
     "intermediate_size": 128,
     "num_hidden_layers": 2,
@@ -45,8 +45,9 @@ def make(kind: str, seed: int = 0, **words: Any) -> Any:
 
 
 def text(tokens: int, seed: int = 1) -> torch.Tensor:
-    """Token ids [1, tokens]."""
-    return torch.randint(3, 97, (1, tokens), generator=torch.Generator().manual_seed(seed))
+    """Token ids [1, tokens], all different: equal ones would tie in key norms."""
+    order = torch.randperm(1021, generator=torch.Generator().manual_seed(seed))
+    return 3 + order[None, :tokens]
 
 
 def fill(of: Any, ids: torch.Tensor, cache: DynamicCache | None = None) -> DynamicCache:

@@ -12,12 +12,14 @@ from kvern.transformers.budget_cache import Budget, KvernCache, Step
 from kvern.transformers.compaction import Compaction, compress
 from kvern.transformers.logical_layer import LogicalLayer
 from kvern.transformers.model_spec import ROPE_LAYOUTS, model_spec
+from kvern.transformers.press import KvernPress
 
 __all__ = [
     "ROPE_LAYOUTS",
     "Budget",
     "Compaction",
     "KvernCache",
+    "KvernPress",
     "LogicalLayer",
     "Step",
     "compress",
