@@ -39,13 +39,11 @@ class DimSums {
   void FillFactors(double factor) { std::fill_n(factors_, kRows, factor); }
 
   // After the chunk that ends before token `end` has its rows and factors; chunks come in order.
-  // With `totals` [padded n], aligned, the tile ends and its sums are added there. meanwhile(lane)
-  // is called for each lane whenever rows are added, every other time at least.
-  template <class Meanwhile>
-  HWY_INLINE void Advance(int64_t end, double* totals, const Meanwhile& meanwhile) {
+  // With `totals` [padded n], aligned, the tile ends and its sums are added there.
+  HWY_INLINE void Advance(int64_t end, double* totals) {
     const int64_t first = (end - 1) / kRows * kRows;
     if (end % kRows != 0 && totals == nullptr) return;
-    AddRows(first, end - first, meanwhile);
+    AddRows(first, end - first);
     if (totals != nullptr) AddLanes(totals);
   }
 
@@ -55,13 +53,11 @@ class DimSums {
   // loaded and stored.
   static constexpr int64_t kRows = 2 * kLanes;
 
-  template <class Meanwhile>
-  HWY_INLINE void AddRows(int64_t first, int64_t count, const Meanwhile& meanwhile) const {
+  HWY_INLINE void AddRows(int64_t first, int64_t count) const {
     // Sums in registers: enough to hide the latency of fma.
     constexpr int kSums = 8;
     const bool starts = first % kTileTokens == 0;
     for (int64_t lane = 0; lane < kLanes; ++lane) {
-      meanwhile(lane);
       int64_t i = 0;
       const auto add = [&](auto sums) KVERN_INLINE_STEP {
         if (starts) {

@@ -116,7 +116,7 @@ HWY_INLINE void AddChunk(const RowChunk<T>& chunk, const RunKeys& run, RunSums& 
   const TensorView<float, 2> keys = sums.tile.Rows(chunk.first());
   UnrotateChunk(chunk, run.rotation, RowsBelow(chunk.count()), keys,
                 [&](int64_t r) KVERN_INLINE_STEP {
-                  chunk.PrefetchFirstHalf(r);
+                  chunk.Prefetch(r);
                   run.next_angles.Prefetch(chunk, r);
                 });
   HWY_ALIGN double squares[kChunkTokens];
@@ -146,8 +146,7 @@ HWY_INLINE void AddChunk(const RowChunk<T>& chunk, const RunKeys& run, RunSums& 
     if (!std::isfinite(norms[r])) std::fill_n(keys.At(r), keys.shape[1], 0.0f);
   }
   double* anchor = chunk.EndsTurn() ? sums.anchor.At(i) : nullptr;
-  sums.tile.Advance(chunk.first() + chunk.count(), anchor,
-                    [&](int64_t r) KVERN_INLINE_STEP { chunk.PrefetchSecondHalves(r); });
+  sums.tile.Advance(chunk.first() + chunk.count(), anchor);
 }
 
 struct Anchor {

@@ -102,13 +102,12 @@ HWY_INLINE void AddChunk(const MeanKeyArgs& args, const RowChunk<T>& chunk,
   const RowSet added = RowsIn(mask, chunk.count()) & FiniteRows(chunk, rotation.head_dim);
   UnrotateChunk(chunk, rotation, added, sums.tile.Rows(chunk.first()),
                 [&](int64_t r) KVERN_INLINE_STEP {
-                  chunk.PrefetchFirstHalf(r);
+                  chunk.Prefetch(r);
                   sums.next_angles.Prefetch(chunk, r);
                 });
   sums.added[i] += hwy::PopCount(added);
-  const auto prefetch = [&](int64_t r) KVERN_INLINE_STEP { chunk.PrefetchSecondHalves(r); };
   double* total = chunk.EndsTurn() ? sums.total.At(i) : nullptr;
-  sums.tile.Advance(chunk.first() + chunk.count(), total, prefetch);
+  sums.tile.Advance(chunk.first() + chunk.count(), total);
 }
 
 absl::Status MeanKeyOfRun(const HeadRun& run, const MeanKeyArgs& args,

@@ -36,8 +36,7 @@ struct ChunkPlace {
 template <class T>
 struct RowChunk {
   const ChunkPlace& place;
-  const ChunkPlace* ahead;   // read soon; null: nothing is
-  const ChunkPlace* nearer;  // what was ahead of the chunk before
+  const ChunkPlace* ahead;  // read soon; null: nothing is
   int64_t row_bytes;
 
   int64_t head() const { return place.head; }
@@ -48,23 +47,9 @@ struct RowChunk {
 
   // Asks memory for a row that comes soon; called for every r, so that requests spread over work.
   HWY_INLINE void Prefetch(int64_t r) const {
-    if (ahead != nullptr) PrefetchRow(*ahead, r, 0, row_bytes);
-  }
-  // The same in halves, for kernels whose work on a chunk has two parts: memory takes requests at
-  // its own pace, and is idle while none come. The first half with a part that every chunk has...
-  HWY_INLINE void PrefetchFirstHalf(int64_t r) const {
-    if (ahead != nullptr) PrefetchRow(*ahead, r, 0, row_bytes / 2);
-  }
-  // ... the second, of two chunks, with a part that every other chunk has.
-  HWY_INLINE void PrefetchSecondHalves(int64_t r) const {
-    if (nearer != nullptr) PrefetchRow(*nearer, r, row_bytes / 2, row_bytes);
-    if (ahead != nullptr) PrefetchRow(*ahead, r, row_bytes / 2, row_bytes);
-  }
-
- private:
-  static HWY_INLINE void PrefetchRow(const ChunkPlace& of, int64_t r, int64_t from, int64_t to) {
     constexpr int64_t kLineBytes = 64;
-    for (int64_t at = from; at < to; at += kLineBytes) hwy::Prefetch(of.row[r] + at);
+    if (ahead == nullptr) return;
+    for (int64_t at = 0; at < row_bytes; at += kLineBytes) hwy::Prefetch(ahead->row[r] + at);
   }
 };
 
@@ -120,7 +105,7 @@ class RowChunks {
       for (int64_t r = 0; r < kChunkTokens; ++r) {
         place.row[r] = reinterpret_cast<std::byte*>(copy_.At(std::min(r, place.count - 1)));
       }
-      visit(RowChunk<float>{place, nullptr, nullptr, 0});
+      visit(RowChunk<float>{place, nullptr, 0});
     }
     return absl::OkStatus();
   }
@@ -137,11 +122,8 @@ class RowChunks {
       if (done == found) return absl::OkStatus();
       const ChunkPlace& place = places[done % kPlaces];
       KVERN_RETURN_IF_ERROR(CheckAtTile(run_.runner, place.first));
-      const auto found_place = [&](int64_t i) {
-        return i < found ? &places[i % kPlaces] : nullptr;
-      };
       const int64_t soon = done + kLinesAhead;
-      visit(RowChunk<T>{place, found_place(soon), found_place(soon - 1), row_bytes});
+      visit(RowChunk<T>{place, soon < found ? &places[soon % kPlaces] : nullptr, row_bytes});
     }
   }
 
