@@ -84,10 +84,11 @@ def print_ops(groups, threads):
 
 def print_calls(groups):
     calls = [[name.partition("/")[2], str(runs[0]["iterations"])] +
-             [f"{runs[0][key]:.0f}" for key in ("min_us", "p50_us", "p99_us")]
+             [f"{runs[0][key]:.0f}" for key in ("min_us", "p50_us", "p99_us")] +
+             [f"{runs[0]['gb_per_s']:.2f}" if "gb_per_s" in runs[0] else "–"]
              for name, runs in groups.items() if name.startswith("rpc/")]
     if calls:
-        table("Calls", ["call", "calls", "least, us", "p50, us", "p99, us"], calls)
+        table("Calls", ["call", "calls", "least, us", "p50, us", "p99, us", "GB/s at p50"], calls)
     counted = [[name.partition("/")[2], f"{runs[0]['allocations']:.0f}"]
                for name, runs in groups.items() if name.startswith("allocations/")]
     if counted:
@@ -103,6 +104,7 @@ def plot(groups, context, path):
         return
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "kvern"  # the same figures give the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot
 
     ops = ops_of(groups, "1")
@@ -127,7 +129,7 @@ def plot(groups, context, path):
     axes.set_xlabel("stream reads of K (CPU time; p10 to p90), and the floor's share of the cost")
     axes.set_title(f"One thread, {context['instruction_set']}: 8 KV heads x 32768 x 128, bf16",
                    fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncol=2, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, format="svg", metadata={"Date": None})
     print(f"\nwrote {path}")
