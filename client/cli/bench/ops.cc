@@ -74,6 +74,8 @@ constexpr Op kOps[] = {
      /*reads_queries=*/false, &PrepareMoveInPlace},
     {"plan:evict50", "a plan: default scores, angles made anew, topk of half of the tokens",
      /*reads_queries=*/true, &PreparePlan},
+    {"plan:cohort", "the same for sequences of 512 tokens, planned together",
+     /*reads_queries=*/true, &PrepareCohort},
     {"pack:balanced", "plan and pack to a quarter of the bytes", /*reads_queries=*/true,
      &PreparePack},
     {"unpack:balanced", "back from there", /*reads_queries=*/false, &PrepareUnpack},

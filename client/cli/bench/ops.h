@@ -45,6 +45,8 @@ inline constexpr int64_t kSelectStep = 16;    // topk and sparse copies: 2048 of
 inline constexpr int64_t kDiverseStep = 256;  // 128 of 32768
 inline constexpr int64_t kMoveStep = 2;       // moves: half
 
+inline constexpr int64_t kCohortTokens = 512;  // of one sequence: 64 of them in 32768
+
 // Factories, one file per family.
 absl::StatusOr<PreparedOp> PrepareKeyNorm(const Setting& setting);
 absl::StatusOr<PreparedOp> PrepareKeyDiff(const Setting& setting);
@@ -68,6 +70,8 @@ absl::StatusOr<PreparedOp> PrepareMoveInPlace(const Setting& setting);
 // Whole stages of the pipeline, with the presets' own scorers.
 absl::StatusOr<PreparedOp> PrepareDefaultScores(const Setting& setting);
 absl::StatusOr<PreparedOp> PreparePlan(const Setting& setting);
+// The layer as a cohort of sequences of kCohortTokens tokens.
+absl::StatusOr<PreparedOp> PrepareCohort(const Setting& setting);
 absl::StatusOr<PreparedOp> PreparePack(const Setting& setting);
 absl::StatusOr<PreparedOp> PrepareUnpack(const Setting& setting);
 absl::StatusOr<PreparedOp> PrepareEvict(const Setting& setting);

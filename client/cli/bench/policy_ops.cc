@@ -1,7 +1,9 @@
 // Stages of the pipeline as a request runs them: what stands between the ops is measured too.
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "client/cli/bench/ops.h"
 #include "kernels/base/status_macros.h"
@@ -134,6 +136,32 @@ absl::StatusOr<PreparedOp> PrepareDefaultScores(const Setting& at) {
 absl::StatusOr<PreparedOp> PreparePlan(const Setting& at) {
   KVERN_ASSIGN_OR_RETURN(const auto request, Request::Make(at, "evict50"));
   return PreparedOp{[request] { return request->Plan().status(); }, PlanBytes(at.shape())};
+}
+
+absl::StatusOr<PreparedOp> PrepareCohort(const Setting& at) {
+  KVERN_ASSIGN_OR_RETURN(const auto request, Request::Make(at, "evict50"));
+  const auto parts = std::make_shared<std::vector<pipeline::SequenceInput>>();
+  for (int64_t first = 0; first < at.shape().tokens; first += kCohortTokens) {
+    const int64_t tokens = std::min(kCohortTokens, at.shape().tokens - first);
+    pipeline::SequenceInput& part = parts->emplace_back(request->sequence.input);
+    for (KvRef* ref : {&part.keys[0], &part.values[0]}) {
+      ref->block_ids += first / kBlockTokens;
+      ref->tokens = tokens;
+    }
+    part.positions.resize(tokens);
+    part.logical_tokens = tokens;
+  }
+  const auto run = [=]() -> absl::Status {
+    std::vector<pipeline::KeepTask> tasks;
+    for (const pipeline::SequenceInput& part : *parts) {
+      tasks.push_back({.input = &part, .policy = &request->policy, .want_scores = true});
+    }
+    KVERN_ASSIGN_OR_RETURN(const std::vector<pipeline::KeepOutcome> plans,
+                           PlanKeep(request->backend, tasks));
+    for (const pipeline::KeepOutcome& plan : plans) KVERN_RETURN_IF_ERROR(plan.status());
+    return absl::OkStatus();
+  };
+  return PreparedOp{run, PlanBytes(at.shape())};
 }
 
 absl::StatusOr<PreparedOp> PreparePack(const Setting& at) {
