@@ -8,8 +8,8 @@ model.generate(ids, past_key_values=compaction.cache)
 Needs torch and transformers, which the rest of kvern does not.
 """
 
-from kvern.transformers.budget_cache import Budget, KvernCache, Step
-from kvern.transformers.compaction import Compaction, compress
+from kvern.transformers.budget_cache import Budget, KvernCache, Step, bytes_per_token
+from kvern.transformers.compaction import Compaction, cache_bytes, compress
 from kvern.transformers.logical_layer import LogicalLayer
 from kvern.transformers.model_spec import ROPE_LAYOUTS, model_spec
 from kvern.transformers.press import KvernPress
@@ -22,6 +22,8 @@ __all__ = [
     "KvernPress",
     "LogicalLayer",
     "Step",
+    "bytes_per_token",
+    "cache_bytes",
     "compress",
     "model_spec",
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from kvern import Client, CompressResult, Inputs, KvernError, Policy
+from kvern import Client, CompressResult, Inputs, KvernError, ModelSpec, Policy
 from kvern.policy import as_policy, size
 from kvern.transformers import compaction
 from kvern.transformers.compaction import KEEP_LOGICAL, RENUMBER
@@ -152,10 +152,9 @@ class KvernCache(DynamicCache):
 
     def _tokens(self, budget: Budget, dtype: torch.dtype) -> int:
         spec = self._spec
-        heads = spec.num_layers * spec.kv_heads
-        bytes_per_token = 2 * heads * spec.head_dim * dtype.itemsize
+        bytes_per_token = _token_bytes(spec, dtype)
         if self._positions == KEEP_LOGICAL:
-            bytes_per_token += heads * _POSITION_BYTES
+            bytes_per_token += spec.num_layers * spec.kv_heads * _POSITION_BYTES
         if (budget.tokens is None) == (budget.memory is None):
             raise _invalid("budget: got both or none of tokens and memory, want one")
         tokens = budget.tokens
@@ -188,6 +187,15 @@ class KvernCache(DynamicCache):
                 "decoded here, and coded again at every compaction",
                 field="policy.codec",
             )
+
+
+def bytes_per_token(model: Any) -> int:
+    """Of keys and values in all layers."""
+    return _token_bytes(model_spec(model), model.dtype)
+
+
+def _token_bytes(spec: ModelSpec, dtype: torch.dtype) -> int:
+    return 2 * spec.num_layers * spec.kv_heads * spec.head_dim * dtype.itemsize
 
 
 def _shift_positions(model: Any, cache: KvernCache) -> None:
