@@ -154,6 +154,31 @@ TEST_F(Observe, CountsAResumedStreamOnce) {
   EXPECT_THAT(described->observed().layer_tokens(), testing::Each(40));
 }
 
+TEST_F(Observe, GoesOnWhereAStreamBrokeOff) {
+  constexpr int64_t kMessage = 8192;  // as many tokens as 4 MiB hold
+  constexpr int64_t kAll = kMessage + 1808;
+  client::QueriesToObserve all = Queries(kAll, 3);
+  all.request_id = "stream-2";
+  std::string first;
+  for (int64_t row = 0; row < kLayers * kQHeads; ++row) {
+    constexpr int64_t kTokenBytes = kHeadDim * hostile::kElementBytes;
+    first += bytes_.back().substr(row * kAll * kTokenBytes, kMessage * kTokenBytes);
+  }
+  client::QueriesToObserve broken = all;
+  broken.tokens = kMessage;
+  broken.positions.resize(kMessage);
+  broken.queries = std::as_bytes(std::span(first));
+  ASSERT_TRUE(client::ObserveQueries(*client_, broken).ok());
+  const auto rest = client::ObserveQueries(*client_, all);
+  ASSERT_TRUE(rest.ok()) << rest.status();
+  EXPECT_EQ(rest->replayed_tokens(), kMessage);
+  EXPECT_EQ(rest->counted_tokens(), kAll - kMessage);
+  const std::string in_two = *client::ExportCalibration(*client_, all.model, "kvern-calibration/1");
+  Start({});
+  ASSERT_TRUE(client::ObserveQueries(*client_, all).ok());
+  EXPECT_TRUE(*client::ExportCalibration(*client_, all.model, "kvern-calibration/1") == in_two);
+}
+
 TEST_F(Observe, IsLoadedByTheNextServerFromItsFiles) {
   ASSERT_TRUE(client::ObserveQueries(*client_, Queries(kConfident, 1)).ok());
   const std::string before = Compress(*client_, "expected_attention", {});
