@@ -85,6 +85,16 @@ absl::StatusOr<Response> Call(const Client& client, const std::unique_ptr<Stub>&
   return response;
 }
 
+// The wire says a chain once; callers find it in every result.
+template <class Response>
+absl::StatusOr<Response> WithChains(absl::StatusOr<Response> response) {
+  for (int i = 1; response.ok() && i < response->results_size(); ++i) {
+    v1::SequenceResult* result = response->mutable_results(i);
+    if (!result->has_resolved()) *result->mutable_resolved() = response->results(i - 1).resolved();
+  }
+  return response;
+}
+
 }  // namespace
 
 struct Client::Stubs {
@@ -166,15 +176,20 @@ absl::StatusOr<v1::ListStagesResponse> Client::ListStages() const {
 
 absl::StatusOr<v1::CompressCacheResponse> Client::Compress(
     const v1::CompressCacheRequest& request) const {
-  absl::StatusOr<v1::CompressCacheResponse> response =
-      Call(*this, stubs_->compression, &v1::CompressionService::Stub::CompressCache, request);
-  if (!response.ok()) return response;
-  // The wire says a chain once; callers find it in every result.
-  for (int i = 1; i < response->results_size(); ++i) {
-    v1::SequenceResult* result = response->mutable_results(i);
-    if (!result->has_resolved()) *result->mutable_resolved() = response->results(i - 1).resolved();
-  }
-  return response;
+  return WithChains(
+      Call(*this, stubs_->compression, &v1::CompressionService::Stub::CompressCache, request));
+}
+
+absl::StatusOr<v1::PlanCompressionResponse> Client::PlanCompression(
+    const v1::PlanCompressionRequest& request) const {
+  return WithChains(
+      Call(*this, stubs_->compression, &v1::CompressionService::Stub::PlanCompression, request));
+}
+
+absl::StatusOr<v1::ApplyCompressionResponse> Client::ApplyCompression(
+    const v1::ApplyCompressionRequest& request) const {
+  return WithChains(
+      Call(*this, stubs_->compression, &v1::CompressionService::Stub::ApplyCompression, request));
 }
 
 absl::Status Client::ReleaseSequences(const std::vector<std::string>& sequence_ids) const {

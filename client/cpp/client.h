@@ -64,6 +64,11 @@ class Client {
 
   // One step's cohort. Faults of one sequence stand in its result: see SequenceStatus.
   absl::StatusOr<v1::CompressCacheResponse> Compress(const v1::CompressCacheRequest& request) const;
+  // The two phases of an asynchronous scheduler: choose while a step runs, move between steps.
+  absl::StatusOr<v1::PlanCompressionResponse> PlanCompression(
+      const v1::PlanCompressionRequest& request) const;
+  absl::StatusOr<v1::ApplyCompressionResponse> ApplyCompression(
+      const v1::ApplyCompressionRequest& request) const;
   absl::Status ReleaseSequences(const std::vector<std::string>& sequence_ids) const;
 
   // An empty name is derived from the spec; the same spec again succeeds.

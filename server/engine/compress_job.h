@@ -20,6 +20,9 @@
 
 namespace kvern::engine {
 
+struct ApplyJob;    // chosen_plan.h
+struct ChosenPlan;  // chosen_plan.h
+
 struct PagedSource {
   std::string pool;  // id, without prefix
   std::vector<uint32_t> block_ids;
@@ -52,6 +55,8 @@ struct SequenceJob {
   pipeline::SideTensors side;
   int64_t side_layers = 0;                 // layers of the side tensors as sent; 0: none sent
   std::optional<pipeline::Policy> policy;  // replaces the call's
+  // What an earlier call chose; set: it is moved, and no stage runs.
+  std::shared_ptr<const ChosenPlan> chosen;
   // INVALID_ARGUMENT found at the edge for this sequence only: reported as its outcome.
   absl::Status edge_status;
 };
@@ -69,6 +74,8 @@ struct CompressJob {
   std::string model;          // id
   pipeline::Policy policy;
   bool validate_only = false;
+  bool keeps_plans = false;               // results carry what they chose
+  std::shared_ptr<const ApplyJob> apply;  // set: the plan's job is made when this one runs
   ResponseFields fields;
   std::vector<SequenceJob> sequences;
   absl::Time deadline = absl::InfiniteFuture();
@@ -110,6 +117,7 @@ struct SequenceResult {
   DType dtype = DType::kBF16;
   std::vector<std::byte> k, v;               // RETURN, raw16
   std::optional<pipeline::PackedKv> packed;  // RETURN, packed
+  std::shared_ptr<const ChosenPlan> chosen;  // of a job that keeps plans
   // Facts for telemetry only.
   int64_t kept_tokens_total = 0, source_tokens_total = 0, moved_bytes = 0;
 };

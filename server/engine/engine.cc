@@ -17,6 +17,7 @@
 #include "server/engine/decode_stored.h"
 #include "server/engine/failpoint.h"
 #include "server/engine/job_stop.h"
+#include "server/engine/plan_book.h"
 #include "server/engine/policy_cache.h"
 #include "server/engine/replay_cache.h"
 #include "server/engine/run_call.h"
@@ -59,11 +60,14 @@ struct Engine::Impl {
         models(limits),
         pools(limits, &attachments, [this](const DeviceHandle& handle) { return Import(handle); }),
         remembered(limits.sequences, kRememberedBytes),
-        replays(limits) {}
+        replays(limits),
+        plans(limits) {}
 
   struct Admitted;
   void Admit(SharedJob job, Done done);
+  void AdmitUnlessDraining(SharedJob job, Done done);
   void Enqueue(const SharedJob& job, Done done);
+  void EnqueuePlanned(const ApplyJob& apply, Done done);
   absl::StatusOr<CompressResult> Run(const CompressJob& job, const RegisteredModel& model,
                                      absl::Duration waited);
   void AnswerWaiter(const SharedJob& job, const Done& done, const ReplayCache::Answer& answer);
@@ -89,6 +93,7 @@ struct Engine::Impl {
   SequenceMemory remembered;
   PolicyCache policies{kKnownPolicies};
   ReplayCache replays;
+  PlanBook plans;
   std::atomic<bool> shutdown{false};
   std::atomic<int64_t> told_evictions{0};
   std::unique_ptr<WorkQueue> queue;  // last: its tasks use all of the above
@@ -180,6 +185,7 @@ struct Engine::Impl::Admitted final : Recycled<Admitted> {
 };
 
 void Engine::Impl::Enqueue(const SharedJob& job, Done done) {
+  if (job->apply != nullptr) return EnqueuePlanned(*job->apply, std::move(done));
   auto model = models.Find(job->model);
   absl::Status status = model.status();
   if (status.ok()) status = StopOf(*job).Check();
@@ -207,6 +213,17 @@ void Engine::Impl::Enqueue(const SharedJob& job, Done done) {
   }
   Reject(status);
   done(std::move(status));
+}
+
+// Claims the plan, and gives it back when the call did not run.
+void Engine::Impl::EnqueuePlanned(const ApplyJob& apply, Done done) {
+  absl::StatusOr<CompressJob> job = ClaimJob(apply, models, &plans);
+  if (!job.ok()) return done(job.status());
+  Enqueue(std::make_shared<const CompressJob>(*std::move(job)),
+          [this, id = apply.plan, done = std::move(done)](absl::StatusOr<CompressResult> answer) {
+            plans.Settle(id, answer.ok() ? PlanBook::Ran::kYes : PlanBook::Ran::kNo);
+            done(std::move(answer));
+          });
 }
 
 // The answer of an equal call that came first. When that one's client left, this one still wants
@@ -271,23 +288,45 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(EngineOptions options) {
     for (int64_t i = 0; state->events != nullptr && i < expired; ++i) {
       state->events->OnPoolEvent(PoolEvent::kPeerDied);
     }
+    state->plans.Sweep(absl::Now());
   });
   impl->pools.OnLeaseEnd([state = impl.get()] {
+    state->plans.Sweep(absl::Now());
     if (state->events != nullptr) state->events->OnPoolEvent(PoolEvent::kPeerDied);
   });
   impl->queue = std::make_unique<WorkQueue>(impl->limits);
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
-void Engine::Compress(CompressJob job, Done done) {
-  if (impl_->queue->Draining()) {
+void Engine::Impl::AdmitUnlessDraining(SharedJob job, Done done) {
+  if (queue->Draining()) {
     const absl::Status status = WorkQueue::DrainingError();
-    impl_->Reject(status);
+    Reject(status);
     return done(status);
   }
-  if (absl::Status lost = impl_->DeviceStatus(); !lost.ok()) return done(std::move(lost));
-  impl_->Admit(std::allocate_shared<CompressJob>(RecyclingAllocator<CompressJob>(), std::move(job)),
-               std::move(done));
+  if (absl::Status lost = DeviceStatus(); !lost.ok()) return done(std::move(lost));
+  Admit(std::move(job), std::move(done));
+}
+
+void Engine::Compress(CompressJob job, Done done) {
+  impl_->AdmitUnlessDraining(
+      std::allocate_shared<CompressJob>(RecyclingAllocator<CompressJob>(), std::move(job)),
+      std::move(done));
+}
+
+void Engine::Plan(CompressJob job, absl::Duration patience,
+                  std::function<void(absl::StatusOr<Planned>)> done) {
+  job.validate_only = job.keeps_plans = true;
+  const auto shared = std::make_shared<const CompressJob>(std::move(job));
+  impl_->AdmitUnlessDraining(
+      shared, [state = impl_.get(), shared, patience, done = std::move(done)](auto answer) {
+        if (!answer.ok()) return done(answer.status());
+        done(KeepPlan({shared, patience, *std::move(answer)}, state->models, &state->plans));
+      });
+}
+
+void Engine::Apply(ApplyJob job, Done done) {
+  impl_->AdmitUnlessDraining(ShellOf(std::move(job)), std::move(done));
 }
 
 absl::StatusOr<CompressResult> Engine::CompressAndWait(CompressJob job) {
@@ -301,6 +340,7 @@ absl::StatusOr<CompressResult> Engine::CompressAndWait(CompressJob job) {
 
 int64_t Engine::Release(const std::vector<std::string>& sequence_ids) {
   impl_->replays.Forget({sequence_ids.begin(), sequence_ids.end()});
+  impl_->plans.Release({sequence_ids.begin(), sequence_ids.end()});
   int64_t released = 0;
   for (const std::string& id : sequence_ids) {
     const bool remembered = impl_->remembered.Forget(id);
@@ -374,6 +414,7 @@ EngineGauges Engine::Gauges() const {
   gauges.remembered_sequences = impl_->remembered.Count();
   gauges.replay_evictions = impl_->replays.Evictions();
   gauges.observed_bytes = impl_->models.ObservedBytes();
+  gauges.plans = impl_->plans.Now(absl::Now());
   return gauges;
 }
 

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "server/engine/chosen_plan.h"
 #include "server/engine/compress_job.h"
 #include "server/engine/engine_events.h"
 #include "server/engine/model_registry.h"
@@ -46,7 +47,16 @@ class Engine {
   void Compress(CompressJob job, Done done);
   absl::StatusOr<CompressResult> CompressAndWait(CompressJob job);
 
-  // Forgets epochs and positions of paged sequences; lets stored ones be evicted.
+  // The first of two phases: validates the job, which has no request_id, and keeps what was chosen
+  // for `patience`. Errors: as Compress; ResourceExhausted/QUOTA when there are too many plans.
+  void Plan(CompressJob job, absl::Duration patience,
+            std::function<void(absl::StatusOr<Planned>)> done);
+  // The second one: moves it. Errors: as Compress; of PlanBook::Claim and JobOf;
+  // FailedPrecondition/ PLAN_STALE, also as the fault of one sequence. A call that fails as a whole
+  // leaves the plan.
+  void Apply(ApplyJob job, Done done);
+
+  // Forgets epochs, positions and plans of paged sequences; lets stored ones be evicted.
   int64_t Release(const std::vector<std::string>& sequence_ids);
 
   ModelRegistry& Models();

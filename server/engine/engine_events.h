@@ -28,6 +28,13 @@ class EngineEvents {
   virtual void OnStoreEviction() = 0;
 };
 
+// Plans that wait, and how others ended.
+struct PlanLevels {
+  int64_t plans = 0;
+  int64_t bytes = 0;
+  int64_t made = 0, applied = 0, expired = 0, released = 0;  // since start
+};
+
 // Levels sampled at scrape time.
 struct EngineGauges {
   int64_t queue_depth = 0;
@@ -47,6 +54,7 @@ struct EngineGauges {
   int64_t remembered_sequences = 0;
   int64_t replay_evictions = 0;  // since start
   int64_t observed_bytes = 0;    // statistics of observed queries
+  PlanLevels plans;
 };
 
 }  // namespace kvern::engine

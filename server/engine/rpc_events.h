@@ -35,8 +35,10 @@ enum class Rpc : uint8_t {
   kListStages,
   kObserveQueries,
   kExportCalibration,
+  kPlanCompression,
+  kApplyCompression,
 };
-inline constexpr int kRpcCount = static_cast<int>(Rpc::kExportCalibration) + 1;
+inline constexpr int kRpcCount = static_cast<int>(Rpc::kApplyCompression) + 1;
 // "CompressCache".
 const char* Name(Rpc rpc);
 

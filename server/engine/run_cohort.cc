@@ -27,8 +27,9 @@ absl::Status Plan(const CallRun& call, Members members) {
     ScratchVector<pipeline::KeepTask> tasks;
     for (SequenceRun* member : members) {
       KVERN_RETURN_IF_ERROR(member->Stage());
-      tasks.push_back(member->ToPlan());
+      if (!member->IsChosen()) tasks.push_back(member->ToPlan());
     }
+    if (tasks.empty()) return absl::OkStatus();  // a call applies plans, or it does not
     KVERN_ASSIGN_OR_RETURN(ScratchVector<pipeline::KeepOutcome> plans,
                            pipeline::PlanKeep(call.workplace.backend, tasks));
     for (size_t at = 0; at < members.size(); ++at) members[at]->SetPlan(std::move(plans[at]));

@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "kernels/base/error_reason.h"
 #include "kernels/base/status_macros.h"
+#include "server/engine/chosen_plan.h"
 #include "server/engine/report.h"
 
 namespace kvern::engine {
@@ -100,6 +101,10 @@ absl::Status SequenceRun::CheckEpoch() {
   if (job_.epoch == std::numeric_limits<uint64_t>::max()) {
     return Bad("epoch", "got 2^64 - 1, want a lower one, so that it can grow");
   }
+  if (IsChosen()) {
+    remembered_ = job_.chosen->slots;
+    return CheckUnchanged(job_, *source_, call_.workplace.remembered);
+  }
   if (source_->paged != nullptr) {
     KVERN_ASSIGN_OR_RETURN(remembered_,
                            call_.workplace.remembered.Look(job_.sequence_id, job_.epoch));
@@ -116,16 +121,16 @@ absl::Status SequenceRun::CheckEpoch() {
 absl::Status SequenceRun::BindPositions() {
   const SlotShape shape = source_->Shape();
   SlotPositions positions = Consecutive(shape);
-  bool guessed = false;
   if (!job_.positions.empty()) {
     positions = {job_.positions, job_.per_head_positions, shape.tokens};
   } else if (remembered_ != nullptr) {
     positions = Extend(*remembered_, shape);
+    guessed_positions_ = IsChosen() && job_.chosen->guessed_positions;
   } else if (source_->stored != nullptr && !source_->stored->Info().positions.empty()) {
     const memory::StoredInfo& info = source_->stored->Info();
     positions = {info.positions, info.per_head_positions, info.logical_tokens};
   } else {
-    guessed = job_.logical_tokens > shape.tokens;
+    guessed_positions_ = job_.logical_tokens > shape.tokens;
   }
   if (job_.logical_tokens != 0) positions.logical_tokens = job_.logical_tokens;
   if (positions.logical_tokens < shape.tokens ||
@@ -134,7 +139,7 @@ absl::Status SequenceRun::BindPositions() {
                                                   shape.tokens, "..2^31 - 1"));
   }
   KVERN_RETURN_IF_ERROR(CheckPositions(positions, shape, "positions"));
-  if (guessed) {
+  if (guessed_positions_) {
     result_.warnings.push_back(absl::StrCat("positions: none were sent or remembered although ",
                                             positions.logical_tokens - shape.tokens,
                                             " tokens were dropped; took 0, 1, 2, ..."));
@@ -196,18 +201,20 @@ absl::Status SequenceRun::CheckResponse() {
 
 absl::Status SequenceRun::Decide() {
   const pipeline::Policy& asked = job_.policy.has_value() ? *job_.policy : call_.job.policy;
-  KVERN_ASSIGN_OR_RETURN(source_->calibrations,
-                         call_.workplace.models.Resolve(call_.model, asked.calibrations,
-                                                        source_->input.layer_indices));
+  if (IsChosen()) {
+    source_->calibrations = job_.chosen->calibrations;
+  } else {
+    KVERN_ASSIGN_OR_RETURN(source_->calibrations,
+                           call_.workplace.models.Resolve(call_.model, asked.calibrations,
+                                                          source_->input.layer_indices));
+  }
   KVERN_ASSIGN_OR_RETURN(known_, call_.workplace.policies.Resolve(asked, AvailabilityOf(*source_)));
   policy_ = &known_->policy;
   DescribePolicy(*known_, &result_);
   if (asked.calibrations.empty()) DescribeObserved(source_->calibrations, *policy_, &result_);
   fields_ = FieldsFor(call_.job.fields, policy_->placement);
   if (policy_->placement == Placement::kToStore) KVERN_RETURN_IF_ERROR(CheckStoreId(job_));
-  const absl::Time start = absl::Now();
-  KVERN_ASSIGN_OR_RETURN(plan_.counts, pipeline::PlanCounts(source_->input, *policy_));
-  result_.micros.plan = MicrosSince(start);
+  KVERN_RETURN_IF_ERROR(DecideCounts());
   identity_ = IsIdentity();
   KVERN_RETURN_IF_ERROR(CheckResponse());
   if (!identity_) {
@@ -216,9 +223,25 @@ absl::Status SequenceRun::Decide() {
   return WritesPool(policy_->placement) ? PlanBlocks() : absl::OkStatus();
 }
 
+absl::Status SequenceRun::DecideCounts() {
+  if (IsChosen()) {
+    const int64_t appended = source_->input.Tokens() - job_.chosen->slots->tokens;
+    planned_ = WithAppended(job_.chosen->keep, *source_, policy_->positions, appended);
+    plan_.counts = planned_->counts;
+    return absl::OkStatus();
+  }
+  const absl::Time start = absl::Now();
+  KVERN_ASSIGN_OR_RETURN(plan_.counts, pipeline::PlanCounts(source_->input, *policy_));
+  result_.micros.plan = MicrosSince(start);
+  return absl::OkStatus();
+}
+
 absl::Status SequenceRun::PlanBlocks() {
   if (identity_) {
     KeepTable(*source_, &result_);
+    return absl::OkStatus();
+  }
+  if (call_.job.keeps_plans && LeaveTable(*source_, policy_->placement, &result_)) {
     return absl::OkStatus();
   }
   const std::vector<int32_t>& counts = plan_.counts.counts;
@@ -263,7 +286,13 @@ absl::Status SequenceRun::TakePlan() {
   result_.micros.plan += plan_.micros.plan;
   result_.micros.score = plan_.micros.score;
   result_.micros.select = plan_.micros.select;
-  return identity_ ? absl::OkStatus() : CheckShape(plan_.shape_class);
+  if (!identity_) KVERN_RETURN_IF_ERROR(CheckShape(plan_.shape_class));
+  if (call_.job.keeps_plans) {
+    const auto chosen = Choose(*source_, plan_);
+    chosen->guessed_positions = guessed_positions_;
+    result_.chosen = chosen;
+  }
+  return absl::OkStatus();
 }
 
 Placing* SequenceRun::ToPlace() {

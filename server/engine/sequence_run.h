@@ -52,6 +52,8 @@ class SequenceRun final : public Recycled<SequenceRun> {
   void Release();
   // Points into this; no plan exists yet.
   pipeline::KeepTask ToPlan() const;
+  // An earlier call planned it: there is nothing to ask the stages.
+  bool IsChosen() const { return job_.chosen != nullptr; }
   void SetPlan(pipeline::KeepOutcome plan) { planned_ = std::move(plan); }
   bool Moves() const;
   pipeline::Placement Where() const { return policy_->placement; }
@@ -62,6 +64,7 @@ class SequenceRun final : public Recycled<SequenceRun> {
   absl::Status Bind();
   absl::Status BindPositions();
   absl::Status CheckEpoch();
+  absl::Status DecideCounts();
   absl::Status Decide();
   absl::Status PlanBlocks();
   bool IsIdentity() const;
@@ -84,6 +87,7 @@ class SequenceRun final : public Recycled<SequenceRun> {
   std::optional<pipeline::KeepOutcome> planned_;  // until TakePlan
   pipeline::KeepPlan plan_;                       // counts from Begin on
   bool identity_ = false;
+  bool guessed_positions_ = false;
   std::optional<Placing> placing_;
   std::shared_ptr<const RememberedSlots> slots_;  // to be remembered
 };

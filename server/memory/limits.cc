@@ -45,6 +45,9 @@ constexpr LimitField kFields[] = {
      &Limits::pool_lease, 86400},
     {"observed-bytes", "bytes of all statistics of observed queries", &Limits::observed_bytes,
      1024 * kGiB},
+    {"plans", "compression plans that wait to be applied", &Limits::plans, 1 << 20},
+    {"plan-bytes", "bytes of all plans that wait to be applied", &Limits::plan_bytes, 1024 * kGiB},
+    {"plan-seconds", "seconds that a plan waits at most", &Limits::plan_seconds, 86400},
 };
 static_assert(sizeof(Limits) == std::size(kFields) * sizeof(int64_t), "every limit has a row");
 

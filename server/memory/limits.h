@@ -34,6 +34,9 @@ struct Limits {
   int64_t replay_seconds = 60;
   int64_t pool_lease = 60;  // seconds
   int64_t observed_bytes = int64_t{1} << 30;
+  int64_t plans = 1024;
+  int64_t plan_bytes = int64_t{256} << 20;
+  int64_t plan_seconds = 60;
 };
 
 struct LimitField {

@@ -21,6 +21,8 @@ absl::string_view Prefix(Collection collection) {
       return "pools/";
     case Collection::kSequences:
       return "sequences/";
+    case Collection::kPlans:
+      return "plans/";
     case Collection::kCalibrations:
       break;
   }

@@ -1,4 +1,4 @@
-// Resource names: `models/x`, `pools/x`, `sequences/x`, `calibrations/<sha256>`.
+// Resource names: `models/x`, `pools/x`, `sequences/x`, `calibrations/<sha256>`, `plans/x`.
 #ifndef KVERN_SERVER_RPC_NAME_FROM_PROTO_H_
 #define KVERN_SERVER_RPC_NAME_FROM_PROTO_H_
 
@@ -10,7 +10,7 @@
 
 namespace kvern::rpc {
 
-enum class Collection : uint8_t { kModels, kPools, kSequences, kCalibrations };
+enum class Collection : uint8_t { kModels, kPools, kSequences, kCalibrations, kPlans };
 
 // The id behind the prefix: 1..128 bytes of [A-Za-z0-9_.-]; of a calibration 64 lower-case hex
 // digits. Errors: InvalidArgument with the field path.

@@ -90,7 +90,7 @@ std::vector<std::string> ReasonLabels() {
           "SEQUENCE_POISONED",
           "DEVICE_LOST",
           "OBSERVED_TOO_FEW",
-
+          "PLAN_STALE",
           "other"};
 }
 

@@ -104,6 +104,20 @@ std::vector<MetricFamily> Levels::Collect() const {
                              now.replay_evictions));
   families.push_back(Gauge("kvern_observed_bytes", "Bytes of statistics of observed queries.",
                            now.observed_bytes));
+  families.push_back(
+      Gauge("kvern_plans", "Compression plans that wait to be applied.", now.plans.plans));
+  families.push_back(Gauge("kvern_plan_bytes", "Bytes of waiting plans.", now.plans.bytes));
+  MetricFamily plan_events =
+      Family("kvern_plan_events_total", "Compression plans made, and how they ended.",
+             MetricType::Counter);
+  const std::pair<const char*, int64_t> ends[] = {{"made", now.plans.made},
+                                                  {"applied", now.plans.applied},
+                                                  {"expired", now.plans.expired},
+                                                  {"released", now.plans.released}};
+  for (const auto& [event, count] : ends) {
+    Add(static_cast<double>(count), {{"event", event}}, &plan_events);
+  }
+  families.push_back(std::move(plan_events));
   MetricFamily limits =
       Family("kvern_limit", "Limits in force, in the unit their name says.", MetricType::Gauge);
   for (const LimitField& field : LimitFields()) {

@@ -7,6 +7,7 @@
 #include "server/rpc/compress_from_proto.h"
 #include "server/rpc/model_from_proto.h"
 #include "server/rpc/observe_from_proto.h"
+#include "server/rpc/plan_from_proto.h"
 #include "server/rpc/pool_from_proto.h"
 #include "server/rpc/request_hash.h"
 #include "server/rpc/store_from_proto.h"
@@ -60,6 +61,16 @@ void FuzzObserve(const uint8_t* data, size_t size) {
   if (batch.ok()) pipeline::QueryStatistics(model).Add(*batch);
 }
 
+void FuzzPlan(const uint8_t* data, size_t size, const pipeline::ModelSpec& model) {
+  const Limits limits;
+  v1::PlanCompressionRequest plan;
+  if (Parse(data, size, &plan)) {
+    static_cast<void>(FromProto(plan, Edge{.limits = limits, .model = &model}));
+  }
+  v1::ApplyCompressionRequest apply;
+  if (Parse(data, size, &apply)) static_cast<void>(FromProto(apply, limits));
+}
+
 void FuzzStore(const uint8_t* data, size_t size) {
   v1::PutSequenceRequest put;
   if (Parse(data, size, &put)) static_cast<void>(FromProto(put.header(), Model(), Limits{}));
@@ -78,7 +89,7 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   if (size == 0) return 0;
   const pipeline::ModelSpec model = Model();
-  switch (data[0] % 6) {
+  switch (data[0] % 7) {
     case 0:
       FuzzCompress(data + 1, size - 1, &model);
       break;
@@ -90,6 +101,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 3:
       FuzzStore(data + 1, size - 1);
+      break;
+    case 6:
+      FuzzPlan(data + 1, size - 1, model);
       break;
     case 5:
       FuzzObserve(data + 1, size - 1);

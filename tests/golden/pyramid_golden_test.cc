@@ -25,7 +25,8 @@ std::vector<int32_t> BudgetsOf(int64_t layers, int64_t tokens, const pipeline::B
   words.budgeter = budgeter;
   const auto plan = pipeline::PlanCounts(input, pipeline::PolicyOf(words));
   EXPECT_TRUE(plan.ok()) << plan.status();
-  return plan.ok() ? plan->counts : std::vector<int32_t>(layers);
+  if (!plan.ok()) return std::vector<int32_t>(layers);
+  return {plan->counts.begin(), plan->counts.end()};
 }
 
 // A mean of a fraction of a token the product floors (ruling 2) and the peer does not: those rows

@@ -210,6 +210,12 @@ std::vector<Valid> ValidMessages(const TestPool& pool) {
   release.add_sequence_ids("base");
   v1::ImportCalibrationRequest import;
   import.set_data("no calibration");
+  v1::PlanCompressionRequest plan;
+  *plan.mutable_compression() = PagedRequest(pool.Name(), kTokens);
+  v1::ApplyCompressionRequest apply;
+  apply.set_plan("plans/0123456789abcdef0123456789abcdef");
+  apply.add_sequences()->set_sequence_id("base");
+  apply.mutable_sequences(0)->add_appended_block_ids(3);
   v1::ObserveQueriesRequest observe;
   observe.set_model(TestModel().name());
   observe.set_form(v1::QUERY_FORM_AFTER_ROPE);
@@ -227,6 +233,8 @@ std::vector<Valid> ValidMessages(const TestPool& pool) {
            PagedRequest(pool.Name(), kTokens).SerializeAsString()},
           {service + "CompressionService/CompressCache", InlineRequest(8).SerializeAsString()},
           {service + "CompressionService/CompressCache", side.SerializeAsString()},
+          {service + "CompressionService/PlanCompression", plan.SerializeAsString()},
+          {service + "CompressionService/ApplyCompression", apply.SerializeAsString()},
           {service + "CompressionService/ReleaseSequences", release.SerializeAsString()},
           {service + "PoolService/RegisterPool", register_pool.SerializeAsString()},
           {service + "ModelService/RegisterModel", register_model.SerializeAsString()},

@@ -97,14 +97,14 @@ TEST_F(Scrape, HasEveryFamilyBeforeTheFirstCall) {
   const std::map<std::string, std::vector<std::string>> want = {
       {"counter",
        {"rpc_requests", "sequences", "tokens", "blocks_freed", "freed_bytes", "moved_bytes",
-        "rejected", "pool_events", "replays", "replay_evictions", "epoch_conflicts",
+        "rejected", "pool_events", "replays", "replay_evictions", "epoch_conflicts", "plan_events",
         "poisoned_sequences", "store_evictions"}},
       {"histogram",
        {"rpc_duration_seconds", "stage_duration_seconds", "keep_ratio", "estimated_loss_ratio"}},
       {"gauge",
        {"rpc_in_flight", "build_info", "queue_depth", "queue_oldest_seconds", "queued_bytes",
         "pools", "pool_mapped_bytes", "store_sequences", "store_bytes", "store_capacity_bytes",
-        "attachments", "remembered_sequences", "observed_bytes", "limit"}}};
+        "attachments", "remembered_sequences", "observed_bytes", "plans", "plan_bytes", "limit"}}};
   size_t families = 0;
   for (const auto& [type, names] : want) {
     for (const std::string& name : names) {
