@@ -227,7 +227,7 @@ absl::Status SequenceRun::DecideCounts() {
   if (IsChosen()) {
     const int64_t appended = source_->input.Tokens() - job_.chosen->slots->tokens;
     planned_ = WithAppended(job_.chosen->keep, *source_, policy_->positions, appended);
-    plan_.counts = planned_->counts;
+    plan_.counts = (*planned_)->counts;
     return absl::OkStatus();
   }
   const absl::Time start = absl::Now();
