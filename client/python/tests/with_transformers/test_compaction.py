@@ -47,6 +47,18 @@ def test_the_cache_holds_what_the_server_kept(client: kvern.Client, positions: s
     assert tiny.keys(tiny.fill(model, ids)).equal(tiny.keys(cache))
 
 
+def test_bf16_stays_bf16(client: kvern.Client) -> None:
+    model, ids = tiny.make("llama").to(torch.bfloat16), tiny.text(120)
+    cache = tiny.fill(model, ids)
+    made = kt.compress(cache, model, client, HALF)
+    assert made.bytes_before == 2 * 2 * 2 * 120 * 16 * 2
+    kept = torch.tensor(made.result.kept_indices[1]).long()[..., None].expand(-1, -1, 16)
+    assert tiny.keys(made.cache, 1).dtype == torch.bfloat16
+    assert torch.equal(tiny.keys(made.cache, 1)[0], tiny.keys(cache, 1)[0].gather(1, kept))
+    tiny.logits(model, tiny.text(5, seed=2), made.cache)
+    assert made.cache.get_seq_length() == 125
+
+
 def test_kept_bytes_are_counted(client: kvern.Client) -> None:
     model = tiny.model()
     cache = tiny.fill(model, tiny.text(120))

@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("kvpress")
 
 import kvpress
+import real_model
 import tiny
 import torch
 from transformers import DynamicCache
@@ -83,6 +84,19 @@ def test_kept_sets_are_those_of_kvpress(client: kvern.Client, name: str, ratio: 
     equal, ties = compare(tiny.make("llama"), ids, presses(ratio)[name], client)
     assert equal + ties == 8
     assert ties == 0
+
+
+@pytest.mark.parametrize("name", sorted(presses(0)))
+def test_kept_sets_on_a_real_model(client: kvern.Client, name: str) -> None:
+    real_model.need()
+    import chat_script
+
+    model, tokenizer = real_model.load()
+    text = " ".join(said + answer for said, answer in map(chat_script.turn, range(6)))
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    equal, ties = compare(model, ids, presses(0.5)[name], client)
+    assert equal + ties == 90
+    assert equal >= 88
 
 
 @pytest.mark.parametrize("kind", QUERY_MODELS)

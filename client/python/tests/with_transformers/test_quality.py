@@ -49,9 +49,10 @@ class Prompt:
 
     def __init__(self) -> None:
         real_model.need()
-        self.model, tokenizer = real_model.load()
-        ids = tokenizer(_PROMPT, add_special_tokens=False, return_tensors="pt").input_ids
+        self.model, self.tokenizer = real_model.load()
+        ids = self.tokenizer(_PROMPT, add_special_tokens=False, return_tensors="pt").input_ids
         assert ids.shape == (1, 472)
+        self.ids = ids
         self.cache = DynamicCache(config=self.model.config)
         first = int(tiny.logits(self.model, ids, self.cache)[-1].argmax())
         self.first = first
@@ -59,7 +60,7 @@ class Prompt:
         for index in range(len(self.cache.layers)):
             whole.update(tiny.keys(self.cache, index), tiny.values(self.cache, index), index)
         self.said, self.logits = tiny.greedy(self.model, whole, first, _STEPS)
-        self.text = str(tokenizer.decode([first, *self.said]))
+        self.text = str(self.tokenizer.decode([first, *self.said]))
         self.forced = torch.tensor([[first, *self.said[:-1]]])
 
     def kl(self, made: kt.Compaction) -> float:
@@ -98,6 +99,25 @@ def test_half_the_tokens(
     assert keydiff <= figure
     assert default < keydiff
     assert control > 1.0
+
+
+@pytest.mark.parametrize("positions", ["keep_logical", "renumber"])
+def test_generation_under_a_byte_budget(
+    client: kvern.Client, prompt: Prompt, positions: str
+) -> None:
+    budget = kt.Budget(memory=300 * kt.bytes_per_token(prompt.model), every=8)
+    cache = kt.KvernCache(prompt.model, client, budget, positions=positions)
+    held: list[int] = []
+    hook = prompt.model.register_forward_hook(lambda *_: held.append(cache.nbytes))
+    with torch.no_grad():
+        done = prompt.model.generate(
+            prompt.ids, past_key_values=cache, max_new_tokens=40, min_new_tokens=40, do_sample=False
+        )
+    hook.remove()
+    text = prompt.tokenizer.decode(done[0, 472:])
+    assert "Orsolya Bartok" in text
+    assert len(cache.steps) >= 5
+    assert 0.9 * max(held) < min(held) <= max(held) <= budget.memory  # type: ignore[operator]
 
 
 def test_codes_alone_lose_little(client: kvern.Client, prompt: Prompt) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from kvern import Client, CompressResult, Inputs, KvernError, Policy
+from kvern import Client, CompressResult, Inputs, KvernError, Plan, Policy
 from kvern.transformers.logical_layer import LogicalLayer, bytes_of, tensors, tokens_of
 from kvern.transformers.model_spec import model_spec
 from kvern.transformers.refusal import unsupported
@@ -26,14 +26,14 @@ class Compaction:
 
     cache: give it to the model or to generate(). next_position: of the next token. bytes_before,
     bytes_after: of the tensors in this process; codecs change the values, and do not shrink these.
-    result: what the server said, kept_indices and kept_counts among it.
+    result: what the server said, kept_indices and kept_counts among it; k and v are the cache's.
     """
 
     cache: DynamicCache = field(repr=False)
     next_position: int
     bytes_before: int
     bytes_after: int
-    result: CompressResult[torch.Tensor]
+    result: Plan
 
     def position_ids(self, count: int = 1) -> torch.Tensor:
         """Of the next tokens, i64 [1, count]; the model finds the same when none are given."""
@@ -64,12 +64,14 @@ def compress(
     check_positions(positions)
     keys, values = planes(cache)
     spec = model_spec(model)
+    # A copy, since views would keep the pool of shared memory from other calls.
     result: CompressResult[torch.Tensor] = client.compress(
         keys,
         values,
         placed(policy, positions),
         model=spec,
         inputs=_inputs(cache, inputs or Inputs()),
+        copy=True,
     )
     check_counts(result)
     made = _cache(cache, result, positions)
@@ -78,7 +80,7 @@ def compress(
         next_position=made.get_seq_length(),
         bytes_before=cache_bytes(cache),
         bytes_after=cache_bytes(made),
-        result=result,
+        result=Plan(**{part.name: getattr(result, part.name) for part in fields(Plan)}),
     )
 
 
