@@ -29,7 +29,7 @@ class ByteReader:
 
     def take(self, field: str, size: int) -> memoryview:
         """The next `size` bytes, not copied."""
-        if size > self.left:
+        if size > max(self.left, 0):
             raise malformed(f"{self.name}: {field}", f"{self.left} bytes", f"{size} more bytes")
         self.offset += size
         return self._data[self.offset - size : self.offset]
@@ -41,3 +41,7 @@ class ByteReader:
     def numbers(self, field: str, count: int) -> NDArray[np.int32]:
         """`count` numbers of 32 bits [count]."""
         return np.frombuffer(self.take(field, 4 * count), "<i4")
+
+    def floats(self, field: str, count: int) -> NDArray[np.float32]:
+        """`count` numbers f32 [count]."""
+        return np.frombuffer(self.take(field, 4 * count), "<f4")
