@@ -10,7 +10,7 @@ function(kvern_tests folder)
   set(libraries kvern_support ${TESTS_LIBRARIES} GTest::gmock GTest::gtest_main)
   add_library(${name}_objects OBJECT ${sources})
   target_compile_options(${name}_objects PRIVATE ${optimise} -Wall -Wextra -Werror)
-  if(folder MATCHES "integration|client|rpc|engine")  # gRPC, protobuf
+  if(folder MATCHES "integration|client|rpc|engine" AND NOT folder MATCHES "device")  # gRPC, protobuf
     set_target_properties(${name}_objects PROPERTIES UNITY_BUILD ON)
   else()
     set_target_properties(${name}_objects PROPERTIES UNITY_BUILD OFF)
