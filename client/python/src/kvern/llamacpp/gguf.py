@@ -50,7 +50,12 @@ def model_spec(path: str | Path) -> ModelSpec:
     Errors: UNIMPLEMENTED for architectures, scalings of RoPE and files that are not supported, the
     message lists what is; INVALID_ARGUMENT for a file that is damaged or cannot be read.
     """
-    reader = ByteReader(Path(path).name, _map(Path(path)))
+    return read(_map(Path(path)), Path(path).name)
+
+
+def read(data: Any, name: str) -> ModelSpec:
+    """As model_spec, of the bytes of a file of that name."""
+    reader = ByteReader(name, data)
     words, tensors = _read_head(reader)
     kind = words.get("general.architecture")
     if kind not in ROPE_LAYOUTS:
@@ -76,7 +81,7 @@ def model_spec(path: str | Path) -> ModelSpec:
             rotary_dim=rotary_dim,
             layout=ROPE_LAYOUTS[str(kind)],
         ),
-        display_name=str(words.get("general.name", Path(path).stem)),
+        display_name=str(words.get("general.name", name)),
     )
 
 
