@@ -14,7 +14,8 @@ import pytest
 import kvern
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+for needed in ("transformers", "tqdm", "matplotlib"):
+    pytest.importorskip(needed)
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "with_transformers"))
 
 import tiny  # noqa: E402

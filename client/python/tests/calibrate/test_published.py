@@ -13,6 +13,8 @@ import pytest
 import kvern
 
 torch = pytest.importorskip("torch")
+for needed in ("transformers", "tqdm", "matplotlib"):
+    pytest.importorskip(needed)
 
 from kvern import program  # noqa: E402
 from kvern.calibrate.published import load_published  # noqa: E402
