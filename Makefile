@@ -52,6 +52,13 @@ python-test: deps ## the Python client with protobuf 4, 6 and 7, and with torch
 	@cmake --build --preset cpu -j $(JOBS) --target kvernd kvern
 	@client/python/tests/run.sh build/cpu/kvernd build/cpu/kvern build/cpu/python check protobuf4 protobuf7
 
+.PHONY: eval
+eval: deps ## quality on text: MODEL=DIR TEXTS='A B' (EVAL='--smoke' for a random model in seconds); PYTHON has client/python[eval]
+	@$(MAKE) --no-print-directory build/cpu/build.ninja
+	@cmake --build --preset cpu -j $(JOBS) --target kvernd
+	@$(or $(PYTHON),python3) -m kvern.program eval --kvernd build/cpu/kvernd --out build/cpu/quality \
+	  $(if $(MODEL),--model $(MODEL) --text $(TEXTS)) $(EVAL)
+
 .PHONY: bench
 bench: deps ## measure ops and calls; JSON in build/cpu/bench.json, plot in docs/figures (BENCH='op/encode' for some, no plot)
 	@$(MAKE) --no-print-directory build/cpu/build.ninja

@@ -44,7 +44,7 @@ def make_items(texts: Sequence[Text], encode: Encode, shape: Shape) -> list[Item
     Errors: INVALID_ARGUMENT for a text too short.
     """
     chance = random.Random(shape.seed)
-    items = []
+    items: list[Item] = []
     for window in range(shape.windows):
         for text in texts:
             city, number = chance.choice(_CITIES), str(chance.randrange(10000, 100000))
