@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "with_transformers"
 import tiny  # noqa: E402
 
 from kvern import program  # noqa: E402
+from kvern.calibrate import program as calibrate_program  # noqa: E402
 from kvern.calibrate.masked import prefill  # noqa: E402
 from kvern.evaluate import make_items, mean_interval, parse_policies  # noqa: E402
+from kvern.evaluate import program as eval_program  # noqa: E402
 from kvern.evaluate.arms import Arm, Compressor  # noqa: E402
 from kvern.evaluate.bootstrap import Interval  # noqa: E402
 from kvern.evaluate.items import Shape  # noqa: E402
@@ -31,6 +35,8 @@ from kvern.evaluate.peers import Peers  # noqa: E402
 from kvern.evaluate.report import summarize, table, verdict  # noqa: E402
 from kvern.evaluate.smoke import encode, texts, tiny_model  # noqa: E402
 from kvern.transformers import model_spec  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[4]
 
 
 def ids(tokens: int, seed: int = 1) -> list[int]:
@@ -209,3 +215,14 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for message, words in cases.items():
         assert program.main(["eval", *words]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_the_manuals_commands_are_understood() -> None:
+    parsers = {"calibrate": calibrate_program.parser(), "eval": eval_program.parser()}
+    found = []
+    for page in ("calibration.md", "quality.md"):
+        text = (REPOSITORY / "docs" / page).read_text().replace("\\\n", " ")
+        for verb, words in re.findall(r"^ *kvern (calibrate|eval) (.*)$", text, re.M):
+            parsers[verb].parse_args(shlex.split(words, comments=True))
+            found.append(verb)
+    assert {"calibrate", "eval"} <= set(found)
