@@ -55,7 +55,7 @@ def rotated(keys: NDArray[np.float32], kept: NDArray[np.int32], layout: str) -> 
         Sample(tokens=100),
         Sample(tokens=100, transposed=True, version=3, extra=b""),
         Sample(tokens=100, k_type="f32", v_type="f32", streams=1),
-        Sample(tokens=100, v_type="q8_0"),
+        Sample(tokens=100, v_type="q8_0", extra=b"\0\0\0\0\x40\0\0\0"),
         Sample(tokens=100, k_type="f32", v_type="f16", marked=True),
     ],
     ids=["f16", "transposed", "f32", "q8_0-values", "mixed"],
@@ -147,13 +147,14 @@ def test_a_slot_that_cannot_be_restored_stays_in_a_file(start: Start, client: kv
         (Sample().pack()[:-100], HALF, "more bytes"),
         (b"GGUF" + Sample().pack()[4:], HALF, "magic: got 0x46554747"),
         (Sample(k_type="q8_0", v_type="q8_0"), HALF, "keys: got q8_0, which the server keeps"),
+        (Sample(extra=b"\x40" + bytes(7)), HALF, "keys: got f16, which the server keeps"),
         (Sample(positions=list(range(1, 41))), HALF, "positions: got 40 cells at 1 to 40"),
         (Sample(), replace(HALF, scorer="no_such"), "no_such"),
         (Sample(), replace(HALF, budgeter="adaptive", selector="topk"), "adaptive|want as many"),
         (Sample(v_type="f32"), replace(HALF, v_codec="i8t"), "v_codec: got i8t, want raw16"),
         (Sample(v_type="q8_0"), replace(HALF, v_codec="i8t"), "v_codec: got i8t, want raw16"),
     ],
-    ids=["cut", "foreign", "q8_0", "shifted", "policy", "counts", "codec", "codec-q8_0"],
+    ids=["cut", "foreign", "q8_0", "rotated", "shifted", "policy", "counts", "codec", "codec-q8_0"],
 )
 def test_errors_before_the_restore_leave_the_slot_untouched(
     start: Start, client: kvern.Client, slot: Sample | bytes, policy: kvern.Policy, message: str

@@ -53,6 +53,13 @@ def test_every_known_layout_is_read_and_written_back(sample: Sample) -> None:
     assert slot.cache_bytes == slot.k.nbytes + slot.v.nbytes
 
 
+def test_rotations_are_read_and_written_back() -> None:
+    data = Sample(v_type="q8_0", extra=struct.pack("<2I", 0, 64)).pack()
+    slot = slot_file.read(data, SPEC)
+    assert slot.layout.rotations == (0, 64)
+    assert slot_file.write(slot) == data
+
+
 def test_gathering_moves_the_bytes_of_each_head() -> None:
     sample = Sample(k_type="q8_0", v_type="q8_0")
     slot = slot_file.read(sample.pack(), SPEC)
@@ -112,7 +119,7 @@ AFTER_CELLS = CELLS + 12 * 40
         (AFTER_CELLS, 2, "v_trans: got 2, want 0 or 1"),
         (AFTER_CELLS, 1, "V.0.|unknown layout"),
         (AFTER_CELLS + 4, 3, "n_layer: got 3, want 2 as the model has"),
-        (AFTER_CELLS + 8, 1, "extra bytes: got others, want zeros"),
+        (AFTER_CELLS + 8, 3, "extra bytes: got 3, 0, want 0 or parts of 64"),
         (AFTER_CELLS + 16, 2, r"K\[0\]: got ggml type 2, want one of 0"),
         (AFTER_CELLS + 16, 0, "row_bytes: got 256, want 512: 2 heads of 64"),
         (AFTER_CELLS + 20, 2**31, "row_bytes: got 2147483648, want 256"),
@@ -143,7 +150,7 @@ def test_every_cut_and_every_longer_file_is_refused() -> None:
         (Sample(transposed=True), replace(SPEC, head_dim=32), "row_bytes: got 256, want 128"),
         (Sample(k_type="q8_0"), replace(SPEC, head_dim=48), "q8_0 with head_dim 48, want a mult"),
         (Sample(extra=bytes(4)), SPEC, "unknown layout"),
-        (Sample(extra=b"\0\0\0\1\0\0\0\0"), SPEC, "extra bytes: got others"),
+        (Sample(extra=b"\0\0\0\1\0\0\0\0"), SPEC, "extra bytes: got 16777216, 0"),
     ],
 )
 def test_a_file_of_another_model_or_build_is_refused(

@@ -135,11 +135,11 @@ def _saved_slot(server: LlamaServer, slot: int, name: str, spec: ModelSpec) -> S
 def _compress(
     client: Client, whole: SlotFile, policy: Policy, spec: ModelSpec, inputs: Inputs
 ) -> CompressResult[NDArray[Any]]:
-    if whole.k.kind == Q8_0:
+    if whole.k.kind == Q8_0 or whole.layout.rotations[0]:
         raise unsupported(
             "slot: keys",
-            "q8_0, which the server keeps rotated by more than their positions and which moving "
-            "would round again",
+            f"{whole.k.kind.name}, which the server keeps rotated by more than their positions, or "
+            "which moving would round again",
             "f16 or f32: start the server with --cache-type-k f16",
         )
     keys, values = whole.k.floats(), whole.v.floats()

@@ -23,7 +23,8 @@ from kvern.models import ModelSpec
 
 MAGIC = 0x67677371
 VERSIONS = (3, 4)
-# Bytes after the number of layers: newer builds have eight, all zero so far.
+# Bytes after the number of layers: newer builds have eight, two numbers that are 0 except where
+# keys or values are q8_0, then 64: the size of the blocks in which the server rotates them.
 _EXTRA_BYTES = (0, 8)
 _MARK, _MARK_VERSION = -1, 1
 
@@ -34,6 +35,7 @@ class Layout:
 
     marked: the server's token list with a mark before it and a count of media after it. streams:
     in the file; stream: the one that is not empty. sequence: id that its cells carry.
+    rotations: of keys and values beside RoPE, elements of a block, 0 where there is none.
     v_transposed: values lie element by element, as without flash attention.
     """
 
@@ -43,6 +45,7 @@ class Layout:
     stream: int
     sequence: int
     extra_bytes: int
+    rotations: tuple[int, int]
     v_transposed: bool
 
 
@@ -100,7 +103,7 @@ def read(data: Any, spec: ModelSpec) -> SlotFile:
     refused: list[KvernError] = []
     for extra_bytes in _EXTRA_BYTES:
         reader = ByteReader("slot file", data, head.offset)
-        start = Layout(version, marked, 0, 0, 0, extra_bytes, False)
+        start = Layout(version, marked, 0, 0, 0, extra_bytes, (0, 0), False)
         try:
             understood.append(_read_streams(reader, spec, start, tokens))
         except KvernError as error:
@@ -192,13 +195,26 @@ def _read_cells(reader: ByteReader, spec: ModelSpec, cells: int, at: Layout) -> 
     layers = reader.number("n_layer", "I")
     if layers != spec.num_layers:
         raise malformed("slot file: n_layer", layers, f"{spec.num_layers} as the model has")
-    if any(reader.take("extra bytes", at.extra_bytes)):
-        raise unsupported("slot file: extra bytes", "others", "zeros")
-    layout = replace(at, sequence=int(meta[0, 2]), v_transposed=v_transposed == 1)
+    layout = replace(
+        at,
+        sequence=int(meta[0, 2]),
+        rotations=_read_rotations(reader, spec) if at.extra_bytes else (0, 0),
+        v_transposed=v_transposed == 1,
+    )
     k = _read_rows(reader, "K", spec, cells)
     v = _read_columns(reader, spec, cells) if v_transposed else _read_rows(reader, "V", spec, cells)
     nothing = np.zeros(0, np.int32)
     return SlotFile(layout, tokens=nothing, positions=meta[:, 0], k=k, v=v)
+
+
+def _read_rotations(reader: ByteReader, spec: ModelSpec) -> tuple[int, int]:
+    k, v = reader.number("extra bytes", "I"), reader.number("extra bytes", "I")
+    for size in (k, v):
+        if size and spec.head_dim % size:
+            raise unsupported(
+                "slot file: extra bytes", f"{k}, {v}", f"0 or parts of {spec.head_dim}"
+            )
+    return k, v
 
 
 def _read_rows(reader: ByteReader, name: str, spec: ModelSpec, cells: int) -> Plane:
@@ -255,7 +271,8 @@ def _stream_parts(slot: SlotFile) -> list[bytes]:
     meta = np.empty((cells, 3), "<i4")
     meta[:, 0], meta[:, 1], meta[:, 2] = slot.positions, 1, layout.sequence
     parts = [struct.pack("<I", cells), meta.tobytes()]
-    parts += [struct.pack("<2I", layout.v_transposed, len(slot.k.rows)), bytes(layout.extra_bytes)]
+    parts += [struct.pack("<2I", layout.v_transposed, len(slot.k.rows))]
+    parts += [struct.pack("<2I", *layout.rotations)] if layout.extra_bytes else []
     parts += _row_parts(slot.k)
     if not layout.v_transposed:
         return parts + _row_parts(slot.v)
