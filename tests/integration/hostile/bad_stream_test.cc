@@ -87,6 +87,11 @@ class BadStore : public HostileTest {
   void SetUp() override {
     HostileTest::SetUp();
     ASSERT_TRUE(Put(server_->Client(), ValidPut(kStored)).ok());
+    // What the test before fetched and deleted is gone only with the stream that fetched it.
+    ASSERT_TRUE(Eventually([] {
+      const auto listed = server_->Client().ListSequences();
+      return listed.ok() && listed->used_bytes() == listed->sequences(0).stored_bytes();
+    }));
     before_ = Listing();
   }
   // What is stored is what was there, and holds the bytes it held.
