@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 #include "kernels/backend.h"
 #include "kernels/base/coding.h"
@@ -60,6 +61,7 @@ class RegisterEncoder {
       });
     }
     for (int64_t token = 0; token < row_.tokens; ++token) counts_.nonfinite += nonfinite_[token];
+    hwy::FlushStream();
     return counts_;
   }
 

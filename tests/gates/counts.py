@@ -51,7 +51,7 @@ def main():
         return 0
     faults, better = compare(json.loads(COUNTS.read_text()), got)
     print("\n".join(faults + better) or "all counts are those committed")
-    return 1 if faults else 0
+    return 1 if faults or better else 0
 
 
 if __name__ == "__main__":
