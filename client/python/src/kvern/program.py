@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
         program = importlib.import_module(_VERBS[verb])
     except ModuleNotFoundError as error:
         print(
-            f"kvern {verb}: needs {error.name}: pip install 'kvern[{verb}]'",
+            f"kvern {verb}: needs {error.name}: pip install './client/python[{verb}]'",
             file=sys.stderr,
         )
         return 1
