@@ -21,10 +21,11 @@ constexpr char kModelsExamples[] = R"(Examples:
   kvern models register chat.safetensors --name smollm2 --calibration moments.safetensors
       the geometry comes from the cache file; calibrations become the model's defaults
   kvern models import calibration.safetensors moments.safetensors
-  kvern models observe chat.safetensors
+  kvern models observe chat.safetensors --name smollm2
       counts the queries of the file's q_window: calibration without a calibration run
   kvern models export smollm2 -o moments.safetensors --format query-moments
-      keeps what was observed as a file for `import` and for kvernd --models
+      keeps what was observed as a file for `import` and for kvernd --models; needs queries of
+      every layer
   kvern models delete smollm2)";
 
 struct ModelFlags {
