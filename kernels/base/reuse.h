@@ -107,6 +107,12 @@ class ScratchVector : public std::vector<T> {
   using Base::operator=;
 };
 
+// For what is kept for long: memory that a larger vector left is given up.
+template <class T>
+void GiveUpSpace(std::vector<T>* values) {
+  if (values->capacity() > 2 * values->size() + 64) values->shrink_to_fit();
+}
+
 // Storage of single objects, shared by all threads: one makes an object, another one ends it.
 template <class T>
 class RecyclingAllocator {

@@ -18,7 +18,7 @@ namespace {
 
 template <class T>
 int64_t BytesOf(const std::vector<T>& values) {
-  return static_cast<int64_t>(values.size() * sizeof(T));
+  return static_cast<int64_t>(values.capacity() * sizeof(T));
 }
 
 absl::Status Bad(size_t index, const char* field, const std::string& what) {
@@ -37,17 +37,6 @@ int64_t BytesOf(const SequenceJob& job) {
   return bytes;
 }
 
-// Per-token inputs of appended tokens: none was observed.
-void PadRows(int64_t tokens, int64_t appended, std::vector<float>* values) {
-  if (values->empty()) return;
-  std::vector<float> padded;
-  for (auto row = values->begin(); row != values->end(); row += tokens) {
-    padded.insert(padded.end(), row, row + tokens);
-    padded.insert(padded.end(), appended, 0.0f);
-  }
-  *values = std::move(padded);
-}
-
 absl::Status Append(const ApplyJob::Sequence& now, size_t index, SequenceJob* job) {
   auto* paged = std::get_if<PagedSource>(&job->source);
   if (paged == nullptr) {
@@ -63,10 +52,6 @@ absl::Status Append(const ApplyJob::Sequence& now, size_t index, SequenceJob* jo
   const int64_t appended = now.num_tokens - paged->num_tokens;
   if (now.num_tokens > std::numeric_limits<int32_t>::max()) {
     return Bad(index, "num_tokens", absl::StrCat("got ", now.num_tokens, ", want below 2^31"));
-  }
-  if (paged->num_tokens > 0) {
-    PadRows(paged->num_tokens, appended, &job->side.attention_mass);
-    PadRows(paged->num_tokens, appended, &job->side.external_scores);
   }
   for (int32_t& length : paged->lengths) length += static_cast<int32_t>(appended);
   paged->num_tokens = now.num_tokens;
@@ -160,10 +145,19 @@ std::shared_ptr<ChosenPlan> Choose(const BoundSource& source, const pipeline::Ke
   auto chosen = std::make_shared<ChosenPlan>();
   chosen->keep = keep;
   chosen->keep.rotation.reset();
+  GiveUpSpace(&chosen->keep.keep.offsets);
+  GiveUpSpace(&chosen->keep.keep.tokens);
+  GiveUpSpace(&chosen->keep.scores);
+  GiveUpSpace(&chosen->keep.kept_positions);
+  chosen->available = AvailabilityOf(source);
   chosen->calibrations = source.calibrations;
-  chosen->slots = std::make_shared<RememberedSlots>(
+  chosen->calibrations.centres = nullptr;  // no limit would count what a plan held of them
+  chosen->calibrations.moments = nullptr;
+  auto slots = std::make_shared<RememberedSlots>(
       RememberedSlots{source.input.positions, source.input.per_head_positions,
                       source.input.Tokens(), source.input.logical_tokens});
+  GiveUpSpace(&slots->positions);
+  chosen->slots = std::move(slots);
   chosen->paged = source.paged != nullptr;
   chosen->pool = source.pool;
   chosen->stored = source.stored;

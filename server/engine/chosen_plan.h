@@ -24,7 +24,8 @@ namespace kvern::engine {
 // Owns no memory of a pool or of the store.
 struct ChosenPlan {
   pipeline::KeepPlan keep;              // of the planned tokens; without rotation tables
-  pipeline::Calibrations calibrations;  // which the policy was resolved with
+  pipeline::Availability available;     // what the policy was resolved with
+  pipeline::Calibrations calibrations;  // what is said of them; without the artifacts
   // Slots as they were planned.
   std::shared_ptr<const RememberedSlots> slots;
   bool guessed_positions = false;

@@ -306,18 +306,19 @@ absl::StatusOr<pipeline::Calibrations> ModelRegistry::Resolve(
   }
   if (asked || names.empty()) {
     KVERN_RETURN_IF_ERROR(
-        AddObserved(model.id, asked ? Asked::kByName : Asked::kByDefault, layers, &calibrations));
+        AddObserved(model, asked ? Asked::kByName : Asked::kByDefault, layers, &calibrations));
   }
   return calibrations;
 }
 
-absl::Status ModelRegistry::AddObserved(const std::string& id, Asked asked,
+absl::Status ModelRegistry::AddObserved(const RegisteredModel& model, Asked asked,
                                         std::span<const int32_t> layers,
                                         pipeline::Calibrations* calibrations) const {
   if (calibrations->centres != nullptr && calibrations->moments != nullptr) {
     return absl::OkStatus();
   }
-  const std::shared_ptr<ObservedQueries> observed = Observed(id);
+  std::shared_ptr<ObservedQueries> observed = Observed(model.id);
+  if (observed != nullptr && !observed->Fits(model.spec)) observed = nullptr;  // of a later life
   const bool by_name = asked == Asked::kByName;
   if (observed == nullptr) return by_name ? NothingObserved() : absl::OkStatus();
   const auto snapshot = observed->Current(layers);

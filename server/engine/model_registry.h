@@ -74,7 +74,8 @@ class ModelRegistry {
   absl::Status TakeObservedBytes(int64_t bytes);
   // Observed queries for the kinds that `calibrations` lacks.
   enum class Asked : uint8_t { kByDefault, kByName };
-  absl::Status AddObserved(const std::string& id, Asked asked, std::span<const int32_t> layers,
+  absl::Status AddObserved(const RegisteredModel& model, Asked asked,
+                           std::span<const int32_t> layers,
                            pipeline::Calibrations* calibrations) const;
 
   const Limits limits_;

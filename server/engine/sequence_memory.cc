@@ -10,7 +10,7 @@ namespace kvern::engine {
 namespace {
 
 int64_t BytesOf(const RememberedSlots* slots) {
-  return slots == nullptr ? 0 : static_cast<int64_t>(slots->positions.size() * sizeof(int32_t));
+  return slots == nullptr ? 0 : static_cast<int64_t>(slots->positions.capacity() * sizeof(int32_t));
 }
 
 }  // namespace

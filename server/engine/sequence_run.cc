@@ -208,7 +208,9 @@ absl::Status SequenceRun::Decide() {
                            call_.workplace.models.Resolve(call_.model, asked.calibrations,
                                                           source_->input.layer_indices));
   }
-  KVERN_ASSIGN_OR_RETURN(known_, call_.workplace.policies.Resolve(asked, AvailabilityOf(*source_)));
+  KVERN_ASSIGN_OR_RETURN(
+      known_, call_.workplace.policies.Resolve(
+                  asked, IsChosen() ? job_.chosen->available : AvailabilityOf(*source_)));
   policy_ = &known_->policy;
   DescribePolicy(*known_, &result_);
   if (asked.calibrations.empty()) DescribeObserved(source_->calibrations, *policy_, &result_);
@@ -337,6 +339,7 @@ void SequenceRun::DescribeSlots() {
   }
   // 0, 1, 2, ... is the default and needs no memory.
   if (positions.logical_tokens == tokens && !positions.per_head) return;
+  GiveUpSpace(&positions.values);
   slots_ = std::allocate_shared<RememberedSlots>(
       RecyclingAllocator<RememberedSlots>(),
       RememberedSlots{std::move(positions.values), positions.per_head, tokens,

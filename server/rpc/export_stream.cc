@@ -52,7 +52,7 @@ absl::Status ExportStream::Open(const v1::ExportCalibrationRequest& request) {
   }
   KVERN_ASSIGN_OR_RETURN(model_, deps_.engine->Models().Find(id));
   observed_ = deps_.engine->Models().Observed(id);
-  if (observed_ == nullptr) {
+  if (observed_ == nullptr || !observed_->Fits(model_->spec)) {
     return WithReason(absl::FailedPreconditionError("model: got one without observed queries, "
                                                     "want ObserveQueries first"),
                       "OBSERVED_TOO_FEW");

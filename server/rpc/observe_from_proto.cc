@@ -101,6 +101,7 @@ absl::StatusOr<pipeline::QueryBatch> FromProto(const v1::ObserveQueriesRequest& 
   KVERN_RETURN_IF_ERROR(CheckElements(batch.queries));
   if (rotated) {
     TurnBack(model, {request.positions().begin(), request.positions().end()}, &batch);
+    KVERN_RETURN_IF_ERROR(CheckElements(batch.queries));  // a small attention_scaling divides
   }
   return batch;
 }

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "server/engine/observed_queries.h"
 #include "server/memory/limits.h"
 
 namespace kvern::rpc {
@@ -28,6 +29,7 @@ class ObserveLog {
   struct Progress {
     absl::Mutex mutex;
     int64_t messages ABSL_GUARDED_BY(mutex) = 0;
+    std::weak_ptr<engine::ObservedQueries> counted_by ABSL_GUARDED_BY(mutex);
     std::string chain ABSL_GUARDED_BY(mutex);  // digest of these messages, in order
   };
   struct Id {

@@ -74,7 +74,7 @@ absl::StatusOr<ObserveStream::Next> ObserveStream::Count(const v1::ObserveQuerie
   KVERN_ASSIGN_OR_RETURN(const pipeline::QueryBatch batch, FromProto(message, model_->spec));
   // After the check: a client that sends nonsense makes no statistics.
   KVERN_ASSIGN_OR_RETURN(auto observed, deps_.engine->Models().Observe(model_->id));
-  if (observed_ != nullptr && observed_ != observed) {
+  if (!observed->Fits(model_->spec) || (observed_ != nullptr && observed_ != observed)) {
     return WithReason(absl::NotFoundError("model: got one that was deleted meanwhile, want "
                                           "RegisterModel and another stream"),
                       "MODEL_UNKNOWN");
@@ -96,6 +96,12 @@ void ObserveStream::Add(const pipeline::QueryBatch& batch) {
 absl::Status ObserveStream::AddOnce(const v1::ObserveQueriesRequest& message,
                                     const pipeline::QueryBatch& batch) {
   const absl::MutexLock lock(&progress_->mutex);
+  if (progress_->counted_by.lock() !=
+      observed_) {  // another life of the model: nothing was counted
+    progress_->counted_by = observed_;
+    progress_->messages = 0;
+    progress_->chain.clear();
+  }
   chain_ = Chain(chain_, message);
   ++messages_;
   if (messages_ > progress_->messages) {
@@ -115,6 +121,14 @@ void ObserveStream::OnComplete() { End(Conclude()); }
 absl::Status ObserveStream::Conclude() {
   if (observed_ == nullptr) {
     return BadField(FieldPath("model"), "got no message, want one or more");
+  }
+  if (progress_ != nullptr) {
+    const absl::MutexLock lock(&progress_->mutex);
+    if (messages_ < progress_->messages) {
+      return BadField(FieldPath("request_id"),
+                      absl::StrCat("got ", messages_, " messages under one whose stream had ",
+                                   progress_->messages, ", want all of them, or a new one"));
+    }
   }
   ToProto(observed_->Describe(engine::ObservedQueries::Detail::kBrief),
           response_->mutable_observed());

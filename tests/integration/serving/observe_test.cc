@@ -152,6 +152,12 @@ TEST_F(Observe, CountsAResumedStreamOnce) {
   EXPECT_EQ(FieldOf(refused), "request_id");
   const auto described = client_->DescribeModel(queries.model);
   EXPECT_THAT(described->observed().layer_tokens(), testing::Each(40));
+  // What was counted is gone with the model.
+  ASSERT_TRUE(client_->DeleteModel(queries.model).ok());
+  ASSERT_TRUE(client_->RegisterModel(hostile::TestModel()).ok());
+  const auto anew = client::ObserveQueries(*client_, queries);
+  ASSERT_TRUE(anew.ok()) << anew.status();
+  EXPECT_EQ(anew->counted_tokens(), 40);
 }
 
 TEST_F(Observe, GoesOnWhereAStreamBrokeOff) {
@@ -173,6 +179,10 @@ TEST_F(Observe, GoesOnWhereAStreamBrokeOff) {
   ASSERT_TRUE(rest.ok()) << rest.status();
   EXPECT_EQ(rest->replayed_tokens(), kMessage);
   EXPECT_EQ(rest->counted_tokens(), kAll - kMessage);
+  // A stream that ends before all that was counted under its id is another one.
+  const absl::Status shorter = client::ObserveQueries(*client_, broken).status();
+  EXPECT_EQ(shorter.code(), absl::StatusCode::kInvalidArgument) << shorter;
+  EXPECT_EQ(FieldOf(shorter), "request_id");
   const std::string in_two = *client::ExportCalibration(*client_, all.model, "kvern-calibration/1");
   Start({});
   ASSERT_TRUE(client::ObserveQueries(*client_, all).ok());

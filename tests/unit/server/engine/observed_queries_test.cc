@@ -135,6 +135,24 @@ TEST(ModelRegistryObserved, GoesWithItsModel) {
   EXPECT_NE(*registry.Observe("m"), observed);
 }
 
+TEST(ModelRegistryObserved, OfALaterLifeAreNotThoseOfAModelThatACallStillHolds) {
+  ModelRegistry registry{Limits()};
+  RegisteredModel held = Model("m");
+  held.spec.num_layers = 32;
+  ASSERT_TRUE(registry.Register(held).ok());
+  ASSERT_TRUE(registry.Delete("m"));
+  ASSERT_TRUE(registry.Register(Model("m")).ok());
+  const auto observed = *registry.Observe("m");
+  observed->Add(Queries(kConfident));
+  EXPECT_FALSE(observed->Fits(held.spec));
+  EXPECT_TRUE(observed->Fits(Model("m").spec));
+  const std::vector<int32_t> layers = {0, 31};
+  const auto calibrations = registry.Resolve(held, {}, layers);
+  ASSERT_TRUE(calibrations.ok()) << calibrations.status();
+  EXPECT_EQ(calibrations->centres, nullptr);
+  EXPECT_FALSE(registry.Resolve(held, {kObservedCalibration}, layers).ok());
+}
+
 TEST(ModelRegistryObserved, StaysWithinItsBytes) {
   Limits limits;
   limits.observed_bytes = 2 * ObservedQueries::BytesFor(Model("m").spec);

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
+
 namespace kvern::engine {
 namespace {
 
@@ -44,7 +46,7 @@ TEST(ReplayCache, ForgetsAnAnswerAfterItsTime) {
 TEST(ReplayCache, DropsTheOldestAboveItsNumberAndItsBytes) {
   Limits limits;
   limits.replay_answers = 2;
-  limits.replay_bytes = 10000;
+  limits.replay_bytes = 12000;
   ReplayCache cache(limits);
   const absl::Time now = absl::UnixEpoch();
   for (const char* id : {"a", "b", "c"}) {
@@ -60,6 +62,23 @@ TEST(ReplayCache, DropsTheOldestAboveItsNumberAndItsBytes) {
   cache.Finish(JobOf("huge"), now, AnswerFor("s", 20000));
   EXPECT_EQ(BeginNow(cache, JobOf("huge"), now), Begun::kRun);
   EXPECT_EQ(BeginNow(cache, JobOf("a"), now), Begun::kRun);
+}
+
+TEST(ReplayCache, CountsMemoryThatALargerCallLeft) {
+  Limits limits;
+  limits.replay_bytes = 64 << 10;
+  ReplayCache cache(limits);
+  const absl::Time now = absl::UnixEpoch();
+  for (int call = 0; call < 8; ++call) {
+    { ScratchVector<int32_t> large(200000); }  // what the next vector of its kind may take
+    const std::string id = absl::StrCat("r", call);
+    BeginNow(cache, JobOf(id), now);
+    CompressResult answer = AnswerFor("s", 0);
+    answer.results[0].kept.assign(100, 1);
+    cache.Finish(JobOf(id), now, answer);
+    EXPECT_EQ(BeginNow(cache, JobOf(id), now), Begun::kAnswered);
+  }
+  EXPECT_EQ(cache.Evictions(), 0);
 }
 
 TEST(ReplayCache, KeepsNoFailedCallAndHandsBackWhoWaited) {
