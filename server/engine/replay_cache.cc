@@ -13,13 +13,13 @@ int64_t BytesOf(const std::vector<T>& values) {
   return static_cast<int64_t>(values.capacity() * sizeof(T));
 }
 
-void GiveUpSpace(SequenceResult* result) {
-  kvern::GiveUpSpace(&result->block_ids);
-  kvern::GiveUpSpace(&result->freed_block_ids);
-  kvern::GiveUpSpace(&result->lengths);
-  kvern::GiveUpSpace(&result->kept);
-  kvern::GiveUpSpace(&result->positions);
-  kvern::GiveUpSpace(&result->kept_counts);
+void GiveUpSpaceOf(SequenceResult* result) {
+  GiveUpSpace(&result->block_ids);
+  GiveUpSpace(&result->freed_block_ids);
+  GiveUpSpace(&result->lengths);
+  GiveUpSpace(&result->kept);
+  GiveUpSpace(&result->positions);
+  GiveUpSpace(&result->kept_counts);
 }
 
 int64_t BytesOf(const CompressResult& answer) {
@@ -111,8 +111,8 @@ void ReplayCache::Forget(const absl::flat_hash_set<std::string>& sequence_ids) {
 
 void ReplayCache::Keep(const Key& key, absl::Time now, const CompressResult& answer) {
   auto stored = std::make_shared<CompressResult>(answer);
-  kvern::GiveUpSpace(&stored->results);
-  for (SequenceResult& result : stored->results) GiveUpSpace(&result);
+  GiveUpSpace(&stored->results);
+  for (SequenceResult& result : stored->results) GiveUpSpaceOf(&result);
   const int64_t bytes = BytesOf(*stored);
   if (bytes > limits_.replay_bytes) {
     entries_.erase(key);
