@@ -339,7 +339,6 @@ void SequenceRun::DescribeSlots() {
   }
   // 0, 1, 2, ... is the default and needs no memory.
   if (positions.logical_tokens == tokens && !positions.per_head) return;
-  GiveUpSpace(&positions.values);
   slots_ = std::allocate_shared<RememberedSlots>(
       RecyclingAllocator<RememberedSlots>(),
       RememberedSlots{std::move(positions.values), positions.per_head, tokens,
