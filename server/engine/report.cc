@@ -14,22 +14,26 @@ namespace {
 
 using pipeline::ShapeClass;
 
-// Share of the observed attention mass that the kept tokens hold.
+// Share of the observed attention mass that the kept tokens hold. None was observed of tokens that
+// were appended to a plan.
 std::optional<double> KeptMass(const BoundSource& source, const KeepList& keep) {
   const std::vector<float>& mass = source.input.side->attention_mass;
   if (mass.empty()) return std::nullopt;
   const SlotShape shape = source.Shape();
   const auto counted = [](float value) { return std::isfinite(value) ? double{value} : 0.0; };
+  const int64_t observed = static_cast<int64_t>(mass.size()) / shape.Rows();
+  const int64_t appended = shape.tokens - observed;
   double total = 0;
   double kept = 0;
   for (int64_t row = 0; row < shape.Rows(); ++row) {
-    const float* of_row = mass.data() + row * shape.tokens;
-    for (int64_t token = 0; token < shape.Length(row); ++token) total += counted(of_row[token]);
+    const float* of_row = mass.data() + row * observed;
+    const int64_t length = shape.Length(row) - appended;
+    for (int64_t token = 0; token < length; ++token) total += counted(of_row[token]);
     const int64_t layer = row / shape.kv_heads;
     const int64_t head = row % shape.kv_heads;
     const int32_t* tokens = keep.Row(layer, head);
     for (int64_t slot = 0; slot < keep.Count(layer, head); ++slot) {
-      kept += counted(of_row[tokens[slot]]);
+      if (tokens[slot] < length) kept += counted(of_row[tokens[slot]]);
     }
   }
   if (!(total > 0)) return std::nullopt;

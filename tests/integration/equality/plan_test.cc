@@ -28,6 +28,15 @@ class Plan : public WireTest {
     EXPECT_TRUE(planned.ok()) << planned.status();
     return planned.ok() ? planned->plan() : "";
   }
+  static void AddMass(int64_t tokens, v1::SequenceRequest* sequence) {
+    v1::Tensor* mass = sequence->mutable_side()->mutable_attention_mass();
+    mass->set_dtype(v1::DTYPE_F32);
+    for (const int64_t extent : {kLayers, kKvHeads, tokens}) mass->add_shape(extent);
+    for (int64_t cell = 0; cell < kLayers * kKvHeads * tokens; ++cell) {
+      const float value = 1.0f / static_cast<float>(1 + cell * 7 % tokens);
+      mass->mutable_data()->append(reinterpret_cast<const char*>(&value), sizeof(value));
+    }
+  }
   // Of the sequences of `request`, as they were planned.
   static v1::ApplyCompressionRequest Apply(const std::string& plan,
                                            const v1::CompressCacheRequest& request) {
@@ -142,13 +151,7 @@ TEST_F(Plan, OfCodecsLengthsProtectionAndSideTensorsEqualsOneCall) {
         request->mutable_policy()->set_placement(v1::PLACEMENT_COMPACT);
       },
       [](v1::CompressCacheRequest* request) {
-        v1::Tensor* mass = request->mutable_sequences(0)->mutable_side()->mutable_attention_mass();
-        mass->set_dtype(v1::DTYPE_F32);
-        for (const int64_t extent : {kLayers, kKvHeads, int64_t{50}}) mass->add_shape(extent);
-        for (int64_t cell = 0; cell < kLayers * kKvHeads * 50; ++cell) {
-          const float value = 1.0f / static_cast<float>(1 + cell * 7 % 50);
-          mass->mutable_data()->append(reinterpret_cast<const char*>(&value), sizeof(value));
-        }
+        AddMass(50, request->mutable_sequences(0));
         request->mutable_policy()->mutable_scorers(0)->set_name("attention_mass");
       }};
   for (size_t at = 0; at < cases.size(); ++at) {
@@ -195,6 +198,7 @@ TEST_F(Plan, KeepsTokensThatWereAppendedSince) {
     for (int32_t slot = 0; slot < kPlanned; ++slot) {
       planned->mutable_positions()->add_values(2 * slot);
     }
+    AddMass(kPlanned, planned);
     const auto plan = TryPlan(request);
     ASSERT_TRUE(plan.ok()) << plan.status();
     v1::ApplyCompressionRequest apply = Apply(plan->plan(), request);
@@ -202,6 +206,9 @@ TEST_F(Plan, KeepsTokensThatWereAppendedSince) {
     apply.mutable_sequences(0)->add_appended_block_ids(table.source[3]);
     const v1::SequenceResult result = RunApply(apply);
     ASSERT_EQ(result.outcome(), v1::OUTCOME_APPLIED) << client::SequenceStatus(result);
+    EXPECT_GT(result.quality().kept_attention_mass(), 0);
+    EXPECT_EQ(result.quality().kept_attention_mass(),
+              plan->results(0).quality().kept_attention_mass());
     constexpr int64_t kTotal = kKept + kNow - kPlanned;
     EXPECT_EQ(result.num_physical_tokens(), kTotal);
     const bool renumbers = mode == v1::POSITION_MODE_RENUMBER;
