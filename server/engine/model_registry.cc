@@ -192,6 +192,7 @@ absl::StatusOr<RegisteredModel> ModelRegistry::Register(RegisteredModel model) {
     if (!calibrations_.contains(sha256)) return UnknownCalibration();
   }
   model.spec.rope.angles = std::make_shared<pipeline::RopeAngles>();
+  model.life = ++lives_;
   models_.emplace(model.id, std::make_shared<const RegisteredModel>(model));
   return model;
 }
@@ -317,8 +318,7 @@ absl::Status ModelRegistry::AddObserved(const RegisteredModel& model, Asked aske
   if (calibrations->centres != nullptr && calibrations->moments != nullptr) {
     return absl::OkStatus();
   }
-  std::shared_ptr<ObservedQueries> observed = Observed(model.id);
-  if (observed != nullptr && !observed->Fits(model.spec)) observed = nullptr;  // of a later life
+  const std::shared_ptr<ObservedQueries> observed = Observed(model);
   const bool by_name = asked == Asked::kByName;
   if (observed == nullptr) return by_name ? NothingObserved() : absl::OkStatus();
   const auto snapshot = observed->Current(layers);
@@ -336,23 +336,22 @@ absl::Status ModelRegistry::AddObserved(const RegisteredModel& model, Asked aske
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<ObservedQueries>> ModelRegistry::Observe(const std::string& id) {
-  KVERN_ASSIGN_OR_RETURN(const auto model, Find(id));
-  if (auto observed = Observed(id)) return observed;
+absl::StatusOr<std::shared_ptr<ObservedQueries>> ModelRegistry::Observe(
+    const RegisteredModel& model) {
+  if (auto observed = Observed(model)) return observed;
   // Large, so made outside the lock; its bytes are taken before and given back if it is not wanted.
-  const int64_t bytes = ObservedQueries::BytesFor(model->spec);
-  KVERN_RETURN_IF_ERROR(TakeObservedBytes(bytes));
+  const int64_t bytes = ObservedQueries::BytesFor(model.spec);
+  KVERN_RETURN_IF_ERROR(TakeObservedBytes(model, bytes));
   std::shared_ptr<ObservedQueries> fresh;
   try {
-    fresh = std::make_shared<ObservedQueries>(model->spec);
+    fresh = std::make_shared<ObservedQueries>(model.spec);
   } catch (const std::bad_alloc&) {
     // Answered below.
   }
   absl::MutexLock lock(&mutex_);
-  const auto found = models_.find(id);
-  const bool gone = found == models_.end() || found->second != model;
+  const bool gone = !IsAlive(model);
   std::shared_ptr<ObservedQueries> observed = fresh;
-  if (!gone && fresh != nullptr) observed = observed_.emplace(id, fresh).first->second;
+  if (!gone && fresh != nullptr) observed = observed_.emplace(model.id, fresh).first->second;
   if (gone || observed != fresh || fresh == nullptr) observed_bytes_ -= bytes;
   if (gone) return UnknownModel();
   if (observed != nullptr) return observed;
@@ -360,8 +359,14 @@ absl::StatusOr<std::shared_ptr<ObservedQueries>> ModelRegistry::Observe(const st
       absl::StrCat("observed queries: got no memory for ", bytes, " bytes, want more of it"));
 }
 
-absl::Status ModelRegistry::TakeObservedBytes(int64_t bytes) {
+bool ModelRegistry::IsAlive(const RegisteredModel& model) const {
+  const auto found = models_.find(model.id);
+  return found != models_.end() && found->second->life == model.life;
+}
+
+absl::Status ModelRegistry::TakeObservedBytes(const RegisteredModel& model, int64_t bytes) {
   absl::MutexLock lock(&mutex_);
+  if (!IsAlive(model)) return UnknownModel();
   const int64_t left = limits_.observed_bytes - observed_bytes_;
   if (bytes > left) {
     return WithReason(
@@ -375,9 +380,10 @@ absl::Status ModelRegistry::TakeObservedBytes(int64_t bytes) {
   return absl::OkStatus();
 }
 
-std::shared_ptr<ObservedQueries> ModelRegistry::Observed(const std::string& id) const {
+std::shared_ptr<ObservedQueries> ModelRegistry::Observed(const RegisteredModel& model) const {
   absl::MutexLock lock(&mutex_);
-  const auto found = observed_.find(id);
+  if (!IsAlive(model)) return nullptr;
+  const auto found = observed_.find(model.id);
   return found == observed_.end() ? nullptr : found->second;
 }
 

@@ -23,6 +23,9 @@ struct RegisteredModel {
   std::string id;
   pipeline::ModelSpec spec;
   std::vector<std::string> calibrations;  // default artifacts, by SHA-256 in hex
+  // Set by Register, above 0: of no other registration, not even of the same spec under the same id
+  // after a Delete.
+  int64_t life = 0;
 };
 
 struct CalibrationArtifact {
@@ -52,11 +55,12 @@ class ModelRegistry {
   absl::StatusOr<CalibrationArtifact> FindCalibration(const std::string& sha256) const;
   std::vector<CalibrationArtifact> ListCalibrations() const;
 
-  // What live queries say of a model; made by the first Observe, gone with the model. Errors:
-  // NotFound/MODEL_UNKNOWN; ResourceExhausted/QUOTA when observed_bytes would be exceeded.
-  absl::StatusOr<std::shared_ptr<ObservedQueries>> Observe(const std::string& id);
-  // Null where nothing was observed.
-  std::shared_ptr<ObservedQueries> Observed(const std::string& id) const;
+  // What live queries say of this life of a model; made by the first Observe, gone with the model.
+  // Errors: NotFound/MODEL_UNKNOWN, also when another life has its id now; ResourceExhausted/QUOTA
+  // when observed_bytes would be exceeded.
+  absl::StatusOr<std::shared_ptr<ObservedQueries>> Observe(const RegisteredModel& model);
+  // Null where nothing was observed, and for a model that is gone.
+  std::shared_ptr<ObservedQueries> Observed(const RegisteredModel& model) const;
   int64_t ObservedBytes() const;  // of all models
 
   // The calibrations that a request's policy names, else the model's defaults, with observed
@@ -69,9 +73,10 @@ class ModelRegistry {
                                                  std::span<const int32_t> layers = {}) const;
 
  private:
+  bool IsAlive(const RegisteredModel& model) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Evicts until `bytes` more fit. Errors: ResourceExhausted; nothing changes then.
   absl::Status MakeRoom(int64_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status TakeObservedBytes(int64_t bytes);
+  absl::Status TakeObservedBytes(const RegisteredModel& model, int64_t bytes);
   // Observed queries for the kinds that `calibrations` lacks.
   enum class Asked : uint8_t { kByDefault, kByName };
   absl::Status AddObserved(const RegisteredModel& model, Asked asked,
@@ -82,6 +87,7 @@ class ModelRegistry {
   mutable absl::Mutex mutex_;
   absl::btree_map<std::string, std::shared_ptr<const RegisteredModel>> models_
       ABSL_GUARDED_BY(mutex_);
+  int64_t lives_ ABSL_GUARDED_BY(mutex_) = 0;  // registrations so far
   absl::btree_map<std::string, CalibrationArtifact> calibrations_ ABSL_GUARDED_BY(mutex_);
   mutable std::list<std::string> used_ ABSL_GUARDED_BY(mutex_);  // least recent first
   int64_t calibration_bytes_ ABSL_GUARDED_BY(mutex_) = 0;

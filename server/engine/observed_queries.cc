@@ -31,18 +31,10 @@ absl::Status TooFewTokens(int64_t got, int64_t want) {
 }  // namespace
 
 ObservedQueries::ObservedQueries(const pipeline::ModelSpec& model)
-    : num_layers_(model.num_layers),
-      q_heads_(model.q_heads),
-      head_dim_(model.head_dim),
-      confident_tokens_(kConfidentPerDim * model.head_dim),
+    : confident_tokens_(kConfidentPerDim * model.head_dim),
       size_bytes_(BytesFor(model)),
       serial_(NextSerial()),
       statistics_(model) {}
-
-bool ObservedQueries::Fits(const pipeline::ModelSpec& model) const {
-  return num_layers_ == model.num_layers && q_heads_ == model.q_heads &&
-         head_dim_ == model.head_dim;
-}
 
 int64_t ObservedQueries::BytesFor(const pipeline::ModelSpec& model) {
   return pipeline::QueryStatistics::SumBytes(model) +

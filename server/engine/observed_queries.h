@@ -26,9 +26,7 @@ class ObservedQueries {
   // Of sums and of the calibration that is made of them.
   static int64_t BytesFor(const pipeline::ModelSpec& model);
 
-  // Of the model's layers, query heads and head_dim; another one may have been registered under the
-  // same id since. What follows takes batches and layers of such a model only.
-  bool Fits(const pipeline::ModelSpec& model) const;
+  // Batches, and the layers below, are of the model that it was made for.
   void Add(const pipeline::QueryBatch& batch);
 
   struct Facts {
@@ -62,7 +60,6 @@ class ObservedQueries {
  private:
   Snapshot Take() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
-  const int32_t num_layers_, q_heads_, head_dim_;
   const int64_t confident_tokens_;
   const int64_t size_bytes_;
   const int64_t serial_;  // tells the statistics of one model name apart over its lives

@@ -51,8 +51,8 @@ absl::Status ExportStream::Open(const v1::ExportCalibrationRequest& request) {
                                  engine::kMomentsFormat));
   }
   KVERN_ASSIGN_OR_RETURN(model_, deps_.engine->Models().Find(id));
-  observed_ = deps_.engine->Models().Observed(id);
-  if (observed_ == nullptr || !observed_->Fits(model_->spec)) {
+  observed_ = deps_.engine->Models().Observed(*model_);
+  if (observed_ == nullptr) {
     return WithReason(absl::FailedPreconditionError("model: got one without observed queries, "
                                                     "want ObserveQueries first"),
                       "OBSERVED_TOO_FEW");

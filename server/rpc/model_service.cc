@@ -91,7 +91,7 @@ absl::Status ModelService::Get(const v1::GetModelRequest& request, v1::GetModelR
                            registry.FindCalibration(sha256));
     ToProto(artifact, response->add_calibrations());
   }
-  if (const auto observed = registry.Observed(id)) {
+  if (const auto observed = registry.Observed(*model)) {
     ToProto(observed->Describe(engine::ObservedQueries::Detail::kMeanErrors),
             response->mutable_observed());
   }

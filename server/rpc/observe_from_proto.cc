@@ -55,8 +55,9 @@ absl::Status CheckElements(const std::vector<float>& elements) {
   for (size_t at = 0; at < elements.size(); ++at) {
     if (std::fabs(elements[at]) <= kMostMagnitude) continue;  // NaN fails too
     const FieldPath path("queries");
-    return BadField(path.Child("data"), absl::StrCat("got ", elements[at], " at element ", at,
-                                                     ", want finite ones of at most 2^30"));
+    return BadField(path.Child("data"),
+                    absl::StrCat("got ", elements[at], " at element ", at,
+                                 ", want finite ones of at most 2^30, before RoPE too"));
   }
   return absl::OkStatus();
 }

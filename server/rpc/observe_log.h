@@ -14,7 +14,6 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
-#include "server/engine/observed_queries.h"
 #include "server/memory/limits.h"
 
 namespace kvern::rpc {
@@ -29,15 +28,15 @@ class ObserveLog {
   struct Progress {
     absl::Mutex mutex;
     int64_t messages ABSL_GUARDED_BY(mutex) = 0;
-    std::weak_ptr<engine::ObservedQueries> counted_by ABSL_GUARDED_BY(mutex);
     std::string chain ABSL_GUARDED_BY(mutex);  // digest of these messages, in order
   };
   struct Id {
-    std::string peer, request_id, model;
+    std::string peer, request_id;
+    int64_t model_life;  // what was counted for a model is gone with it
     bool operator==(const Id&) const = default;
     template <class H>
     friend H AbslHashValue(H state, const Id& id) {
-      return H::combine(std::move(state), id.peer, id.request_id, id.model);
+      return H::combine(std::move(state), id.peer, id.request_id, id.model_life);
     }
   };
   std::shared_ptr<Progress> Open(const Id& id, absl::Time now);

@@ -2,7 +2,6 @@
 #include "server/rpc/observe_stream.h"
 
 #include <new>
-#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -59,7 +58,7 @@ absl::Status ObserveStream::Open(const v1::ObserveQueriesRequest& first) {
                                    kMaxRequestIdBytes, "bytes"));
   KVERN_ASSIGN_OR_RETURN(model_, deps_.engine->Models().Find(id));
   if (!first.request_id().empty()) {
-    progress_ = log_->Open({peer_, first.request_id(), id}, absl::Now());
+    progress_ = log_->Open({peer_, first.request_id(), model_->life}, absl::Now());
   }
   return absl::OkStatus();
 }
@@ -72,14 +71,9 @@ absl::StatusOr<ObserveStream::Next> ObserveStream::Count(const v1::ObserveQuerie
                     "got it again, want it in the first message only");
   }
   KVERN_ASSIGN_OR_RETURN(const pipeline::QueryBatch batch, FromProto(message, model_->spec));
-  // After the check: a client that sends nonsense makes no statistics.
-  KVERN_ASSIGN_OR_RETURN(auto observed, deps_.engine->Models().Observe(model_->id));
-  if (!observed->Fits(model_->spec) || (observed_ != nullptr && observed_ != observed)) {
-    return WithReason(absl::NotFoundError("model: got one that was deleted meanwhile, want "
-                                          "RegisterModel and another stream"),
-                      "MODEL_UNKNOWN");
-  }
-  observed_ = std::move(observed);
+  // After the check: a client that sends nonsense makes no statistics. Anew for each message: a
+  // stream ends where its model does.
+  KVERN_ASSIGN_OR_RETURN(observed_, deps_.engine->Models().Observe(*model_));
   if (progress_ != nullptr) {
     KVERN_RETURN_IF_ERROR(AddOnce(message, batch));
   } else {
@@ -96,12 +90,6 @@ void ObserveStream::Add(const pipeline::QueryBatch& batch) {
 absl::Status ObserveStream::AddOnce(const v1::ObserveQueriesRequest& message,
                                     const pipeline::QueryBatch& batch) {
   const absl::MutexLock lock(&progress_->mutex);
-  if (progress_->counted_by.lock() !=
-      observed_) {  // another life of the model: nothing was counted
-    progress_->counted_by = observed_;
-    progress_->messages = 0;
-    progress_->chain.clear();
-  }
   chain_ = Chain(chain_, message);
   ++messages_;
   if (messages_ > progress_->messages) {

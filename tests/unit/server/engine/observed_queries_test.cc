@@ -88,7 +88,7 @@ TEST(ModelRegistryObserved, FillsWhatTheDefaultsLackAndOnlyThat) {
   ModelRegistry registry{Limits()};
   const RegisteredModel model = *registry.Register(Model("m"));
   EXPECT_EQ(ReasonOf(registry.Resolve(model, {kObservedCalibration}).status()), "OBSERVED_TOO_FEW");
-  const auto observed = *registry.Observe("m");
+  const auto observed = *registry.Observe(model);
   observed->Add(Queries(kConfident - 1));
   // Asked for by name they are refused while few, and otherwise not there yet.
   const absl::Status few = registry.Resolve(model, {kObservedCalibration}).status();
@@ -113,7 +113,7 @@ TEST(ModelRegistryObserved, FillsWhatTheDefaultsLackAndOnlyThat) {
   RegisteredModel other = Model("other");
   other.calibrations = {file->sha256};
   const RegisteredModel with_file = *registry.Register(other);
-  (*registry.Observe("other"))->Add(Queries(kConfident, 3));
+  (*registry.Observe(with_file))->Add(Queries(kConfident, 3));
   const auto mixed = registry.Resolve(with_file, {});
   EXPECT_EQ(mixed->moments, file->moments);
   EXPECT_TRUE(mixed->observed_centres);
@@ -123,48 +123,56 @@ TEST(ModelRegistryObserved, FillsWhatTheDefaultsLackAndOnlyThat) {
 
 TEST(ModelRegistryObserved, GoesWithItsModel) {
   ModelRegistry registry{Limits()};
-  ASSERT_TRUE(registry.Register(Model("m")).ok());
-  EXPECT_EQ(ReasonOf(registry.Observe("none").status()), "MODEL_UNKNOWN");
-  const auto observed = *registry.Observe("m");
-  EXPECT_EQ(*registry.Observe("m"), observed);
+  const RegisteredModel model = *registry.Register(Model("m"));
+  EXPECT_EQ(ReasonOf(registry.Observe(Model("none")).status()), "MODEL_UNKNOWN");
+  const auto observed = *registry.Observe(model);
+  EXPECT_EQ(*registry.Observe(*registry.Register(Model("m"))), observed);  // registered already
   EXPECT_EQ(registry.ObservedBytes(), ObservedQueries::BytesFor(Model("m").spec));
   EXPECT_TRUE(registry.Delete("m"));
   EXPECT_EQ(registry.ObservedBytes(), 0);
-  EXPECT_EQ(registry.Observed("m"), nullptr);
-  ASSERT_TRUE(registry.Register(Model("m")).ok());
-  EXPECT_NE(*registry.Observe("m"), observed);
+  EXPECT_EQ(registry.Observed(model), nullptr);
+  EXPECT_EQ(ReasonOf(registry.Observe(model).status()), "MODEL_UNKNOWN");
+  EXPECT_EQ(registry.ObservedBytes(), 0);
+  EXPECT_NE(*registry.Observe(*registry.Register(Model("m"))), observed);
 }
 
+// Of more layers than the later one, whose statistics would be read past their end; and of the same
+// shape, whose queries are those of another model all the same.
 TEST(ModelRegistryObserved, OfALaterLifeAreNotThoseOfAModelThatACallStillHolds) {
-  ModelRegistry registry{Limits()};
-  RegisteredModel held = Model("m");
-  held.spec.num_layers = 32;
-  ASSERT_TRUE(registry.Register(held).ok());
-  ASSERT_TRUE(registry.Delete("m"));
-  ASSERT_TRUE(registry.Register(Model("m")).ok());
-  const auto observed = *registry.Observe("m");
-  observed->Add(Queries(kConfident));
-  EXPECT_FALSE(observed->Fits(held.spec));
-  EXPECT_TRUE(observed->Fits(Model("m").spec));
-  const std::vector<int32_t> layers = {0, 31};
-  const auto calibrations = registry.Resolve(held, {}, layers);
-  ASSERT_TRUE(calibrations.ok()) << calibrations.status();
-  EXPECT_EQ(calibrations->centres, nullptr);
-  EXPECT_FALSE(registry.Resolve(held, {kObservedCalibration}, layers).ok());
+  for (const int32_t num_layers : {32, 2}) {
+    SCOPED_TRACE(num_layers);
+    ModelRegistry registry{Limits()};
+    RegisteredModel spec = Model("m");
+    spec.spec.num_layers = num_layers;
+    const RegisteredModel held = *registry.Register(spec);
+    ASSERT_TRUE(registry.Delete("m"));
+    const RegisteredModel later = *registry.Register(Model("m"));
+    (*registry.Observe(later))->Add(Queries(kConfident));
+    EXPECT_EQ(registry.Observed(held), nullptr);
+    EXPECT_EQ(ReasonOf(registry.Observe(held).status()), "MODEL_UNKNOWN");
+    const std::vector<int32_t> layers = {0, num_layers - 1};
+    const auto calibrations = registry.Resolve(held, {}, layers);
+    ASSERT_TRUE(calibrations.ok()) << calibrations.status();
+    EXPECT_EQ(calibrations->centres, nullptr);
+    EXPECT_EQ(ReasonOf(registry.Resolve(held, {kObservedCalibration}, layers).status()),
+              "OBSERVED_TOO_FEW");
+    EXPECT_NE(registry.Resolve(later, {})->centres, nullptr);
+  }
 }
 
 TEST(ModelRegistryObserved, StaysWithinItsBytes) {
   Limits limits;
   limits.observed_bytes = 2 * ObservedQueries::BytesFor(Model("m").spec);
   ModelRegistry registry{limits};
-  for (const char* id : {"a", "b", "c"}) ASSERT_TRUE(registry.Register(Model(id)).ok());
-  ASSERT_TRUE(registry.Observe("a").ok());
-  ASSERT_TRUE(registry.Observe("b").ok());
-  const absl::Status full = registry.Observe("c").status();
+  const RegisteredModel a = *registry.Register(Model("a")), b = *registry.Register(Model("b")),
+                        c = *registry.Register(Model("c"));
+  ASSERT_TRUE(registry.Observe(a).ok());
+  ASSERT_TRUE(registry.Observe(b).ok());
+  const absl::Status full = registry.Observe(c).status();
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(ReasonOf(full), "QUOTA");
   EXPECT_TRUE(registry.Delete("a"));
-  EXPECT_TRUE(registry.Observe("c").ok());
+  EXPECT_TRUE(registry.Observe(c).ok());
 }
 
 TEST(CalibrationExport, IsReadBackBitForBit) {

@@ -137,17 +137,26 @@ TEST(ObserveFromProto, NamesTheFieldThatIsWrong) {
   }
 }
 
+// The rotation's scale divides; what leaves the range there would spoil the sums for ever.
+TEST(ObserveFromProto, RefusesWhatTurningBackMakesTooLarge) {
+  pipeline::ModelSpec model = Model();
+  model.rope.attention_scaling = 1e-30f;
+  ExpectBadField(FromProto(GoodRequest(), model).status(), "queries.data", "2^30");
+  model.rope.attention_scaling = 1e-8f;
+  EXPECT_TRUE(FromProto(GoodRequest(), model).ok());
+}
+
 TEST(ObserveLog, GoesOnUnderOneIdUntilItsTimeIsUp) {
   Limits limits;
   limits.replay_seconds = 60;
   ObserveLog log(limits);
   const absl::Time start = absl::Now();
-  const ObserveLog::Id id = {"unix", "a", "m"};
+  const ObserveLog::Id id = {"unix", "a", 1};
   const auto progress = log.Open(id, start);
   EXPECT_EQ(log.Open(id, start + absl::Seconds(50)), progress);
   EXPECT_EQ(log.Open(id, start + absl::Seconds(100)), progress);  // since it was last opened
-  EXPECT_NE(log.Open({"unix", "a", "other"}, start), progress);
-  EXPECT_NE(log.Open({"10.0.0.1", "a", "m"}, start), progress);
+  EXPECT_NE(log.Open({"unix", "a", 2}, start), progress);         // another life of the model
+  EXPECT_NE(log.Open({"10.0.0.1", "a", 1}, start), progress);
   EXPECT_NE(log.Open(id, start + absl::Seconds(161)), progress);
 }
 
@@ -156,12 +165,12 @@ TEST(ObserveLog, ForgetsTheOldestIdBeyondItsNumber) {
   limits.replay_answers = 2;
   ObserveLog log(limits);
   const absl::Time now = absl::Now();
-  const auto first = log.Open({"unix", "a", "m"}, now);
-  const auto second = log.Open({"unix", "b", "m"}, now);
-  EXPECT_EQ(log.Open({"unix", "a", "m"}, now), first);
-  log.Open({"unix", "c", "m"}, now);
-  EXPECT_EQ(log.Open({"unix", "a", "m"}, now), first);
-  EXPECT_NE(log.Open({"unix", "b", "m"}, now), second);
+  const auto first = log.Open({"unix", "a", 1}, now);
+  const auto second = log.Open({"unix", "b", 1}, now);
+  EXPECT_EQ(log.Open({"unix", "a", 1}, now), first);
+  log.Open({"unix", "c", 1}, now);
+  EXPECT_EQ(log.Open({"unix", "a", 1}, now), first);
+  EXPECT_NE(log.Open({"unix", "b", 1}, now), second);
 }
 
 }  // namespace
